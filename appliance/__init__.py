@@ -1,0 +1,1 @@
+"""Anynode: a private EC2 on bare machines."""
