@@ -400,10 +400,19 @@ class NetworkPolicy(Value, frozen=True, kw_only=True):
     groups: tuple[FirewallGroup, ...] = ()
 
 
+class MemberChange(Value, frozen=True, kw_only=True):
+    """Addresses that joined or left one security group; harmless when already so."""
+
+    group_id: str
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
 class PolicyDelta(Value, frozen=True, kw_only=True):
     """The difference between two revisions of one network's policy on one node.
 
-    ``groups`` replace the groups of the same id; ``ports`` likewise. What is not named stays.
+    ``groups`` replace the groups of the same id, members included; ``ports`` likewise;
+    ``member_changes`` then apply to groups that were there before. What is not named stays.
     """
 
     network: NetworkSpec
@@ -413,6 +422,7 @@ class PolicyDelta(Value, frozen=True, kw_only=True):
     removed_port_ids: tuple[str, ...] = ()
     groups: tuple[FirewallGroup, ...] = ()
     removed_group_ids: tuple[str, ...] = ()
+    member_changes: tuple[MemberChange, ...] = ()
 
 
 class FirewallState(Value, frozen=True, kw_only=True):
