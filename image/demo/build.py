@@ -34,7 +34,7 @@ OUTPUTS = ("vmlinuz", "initrd.img", "root.qcow2")
 STAMP = "build.json"
 ROOT_SIZE_MIB = 256
 ROOT_UUID = "5d0b8b2c-7a0e-4a43-9a6d-2f1c1d7a0a11"
-MADE_AT = 1700000000  # a fixed time in every inode: the same packages give the same bytes
+MADE_AT = 1700000000  # the date of every file: nothing in the image says when it was built
 
 # The first one that the distribution has: Debian's, then Ubuntu's.
 KERNELS = ("linux-image-cloud-amd64", "linux-image-virtual")
@@ -43,10 +43,13 @@ TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mkfs.ext4", "debugfs", "qemu-img")
 
 # In the order of loading. The initial RAM disk needs no more than what finds the root disk.
 MODULES = {
-    "initramfs": "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk",
+    "initramfs": "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci "
+    "virtio_blk",
     "rootfs": "failover net_failover virtio_net virtio-rng virtio_balloon button evdev",
     "disk": "cdrom isofs fat vfat nls_cp437 nls_ascii nls_iso8859-1 nls_utf8",
 }
+
+FOLDERS = "bin sbin usr/bin usr/sbin lib/modules dev proc sys run tmp mnt root/.ssh var/lib var/log"
 
 
 class BuildError(Exception):
@@ -66,13 +69,13 @@ class Build:
             print(f"[{time.monotonic() - self.started:5.1f} s] demo image: {text}", flush=True)
 
 
-def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a program and return what it printed; its last lines are in the error when it fails."""
     text = [str(word) for word in command]
     done = subprocess.run(
         text,
         cwd=cwd,
-        env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})},
+        env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -146,7 +149,9 @@ def choose_packages() -> dict[str, str]:
     if kernel is None or any(name not in top for name in PROGRAMS):
         return {}
     wanted = set(PROGRAMS) | {
-        name for name in dependencies(top[kernel]) if name.startswith(("linux-image", "linux-modules"))
+        name
+        for name in dependencies(top[kernel])
+        if name.startswith(("linux-image", "linux-modules"))
     }
     found: dict[str, str] = {}
     while wanted:
@@ -189,12 +194,12 @@ def fetch_packages(build: Build) -> tuple[dict[str, str], Path]:
     """Choose and download packages; as root, refresh apt's lists when they turn out to be stale."""
     error: BuildError | None = None
     for attempt in ("as it is", "after an update"):
-        if attempt == "after an update":
-            if os.geteuid() != 0:
-                break
-            build.say("apt's package lists are missing or old: apt-get update")
-            run("apt-get", "-o", "DPkg::Lock::Timeout=600", "-qq", "update")
+        if attempt == "after an update" and os.geteuid() != 0:
+            break
         try:
+            if attempt == "after an update":
+                build.say("apt's package lists are missing or old: apt-get update")
+                run("apt-get", "-o", "DPkg::Lock::Timeout=600", "-qq", "update")
             if versions := choose_packages():
                 return versions, download(build, versions)
         except BuildError as problem:
@@ -237,7 +242,9 @@ def write_cpio(folder: Path, target: Path) -> None:
     with target.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as archive:
         number = 0
 
-        def add(name: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+        def add(
+            name: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)
+        ) -> None:
             nonlocal number
             number += 1
             values = (number, mode, 0, 0, 1, MADE_AT, len(content), 0, 0, *device, len(name) + 1, 0)
@@ -298,7 +305,9 @@ def needed_libraries(binary: Path) -> list[str]:
                 wanted.append(number(at + 8, 8))
             elif number(at, 8) == 5:  # DT_STRTAB, an address: find the segment that holds it
                 address = number(at + 8, 8)
-                load = next(h for h in loads if 0 <= address - number(h + 16, 8) < number(h + 32, 8))
+                load = next(
+                    h for h in loads if 0 <= address - number(h + 16, 8) < number(h + 32, 8)
+                )
                 strings = address - number(load + 16, 8) + number(load + 8, 8)
     return [content[strings + at : content.index(0, strings + at)].decode() for at in wanted]
 
@@ -323,7 +332,7 @@ def copy_libraries(unpacked: Path, root: Path, binaries: list[Path]) -> None:
 def make_root(unpacked: Path, modules: Path, root: Path) -> None:
     """Fill a folder with the root file system."""
     shutil.copytree(HERE / "rootfs", root, symlinks=True)
-    for name in "bin sbin usr/bin usr/sbin dev proc sys run tmp mnt root/.ssh var/lib lib/modules".split():
+    for name in FOLDERS.split():
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "var/run").symlink_to("/run")
     busybox = root / "bin/busybox"
@@ -354,7 +363,12 @@ def set_modes(root: Path) -> None:
         if not path.is_symlink():
             executable = path.is_dir() or name in scripts or os.path.dirname(name) in programs
             path.chmod(0o755 if executable else 0o644)
-    for name, mode in (("tmp", 0o1777), ("root", 0o700), ("root/.ssh", 0o700), ("etc/passwd", 0o644)):
+    for name, mode in (
+        ("tmp", 0o1777),
+        ("root", 0o700),
+        ("root/.ssh", 0o700),
+        ("etc/passwd", 0o644),
+    ):
         (root / name).chmod(mode)
     for path in [root, *walk(root)]:
         os.utime(path, (MADE_AT, MADE_AT), follow_symlinks=False)
@@ -370,7 +384,6 @@ def make_disk(root: Path, work: Path, target: Path) -> None:
         # All inode tables are written now, as holes: the instance's kernel need not do it later.
         "-E", f"root_owner=0:0,hash_seed={ROOT_UUID},lazy_itable_init=0,lazy_journal_init=0",
         "-d", root, raw,
-        env={"E2FSPROGS_FAKE_TIME": str(MADE_AT), "SOURCE_DATE_EPOCH": str(MADE_AT)},
     )  # fmt: skip
     if os.geteuid() != 0:
         own_by_root(root, raw, work)
@@ -428,7 +441,9 @@ def prepare(output: Path, *, force: bool) -> None:
         # A machine without lists, or without these packages, keeps the image that it has.
         if choose_packages() in ({}, stamp["versions"]):
             replacement = output / f".{STAMP}"
-            replacement.write_text(json.dumps({**stamp, "lists": lists}, indent=1, sort_keys=True) + "\n")
+            replacement.write_text(
+                json.dumps({**stamp, "lists": lists}, indent=1, sort_keys=True) + "\n"
+            )
             replacement.rename(output / STAMP)
             return
     if output.exists() and not (output / STAMP).exists() and any(output.iterdir()):
@@ -443,10 +458,14 @@ def prepare(output: Path, *, force: bool) -> None:
         result = Path(work) / "result"
         sizes = {name: (result / name).stat().st_size for name in OUTPUTS}
         facts: dict[str, object] = {
-            "inputs": inputs, "lists": state_of_package_lists(), "versions": versions, "sizes": sizes,
-        }  # fmt: skip
+            "inputs": inputs,
+            "lists": state_of_package_lists(),
+            "versions": versions,
+            "sizes": sizes,
+        }
         publish(result, output, facts)
-        build.say(f"{output} is ready: " + ", ".join(f"{n} {s >> 10} KiB" for n, s in sizes.items()))
+        summary = ", ".join(f"{name} {size >> 10} KiB" for name, size in sizes.items())
+        build.say(f"{output} is ready: {summary}")
 
 
 def locked(output: Path) -> Iterator[None]:
