@@ -1,0 +1,95 @@
+"""Threads that work on many keys at once and on one key in sequence."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Lanes:
+    """A bounded number of threads; work of the same key runs in the order of submission.
+
+    The empty key stands for no order. Threads start when there is work and end with :meth:`stop`.
+    """
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._name = name
+        self._limit = threads
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._ready: deque[tuple[str, Callable[[], None]]] = deque()
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}
+        self._changed = threading.Condition()
+        self._running = 0
+        self._is_stopping = False
+
+    def submit(self, key: str, work: Callable[[], None]) -> None:
+        """Queue work; what it raises is logged. After :meth:`stop` it is dropped."""
+        with self._changed:
+            if self._is_stopping:
+                return
+            if key and key in self._waiting:
+                self._waiting[key].append(work)
+                return
+            if key:
+                self._waiting[key] = deque()
+            self._ready.append((key, work))
+            if self._idle >= len(self._ready):
+                self._changed.notify()
+            elif len(self._threads) < self._limit:
+                name = f"{self._name}-{len(self._threads)}"
+                thread = threading.Thread(target=self._loop, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._ready:
+                    if self._is_stopping:
+                        return
+                    self._changed.wait()
+                self._idle -= 1
+                key, work = self._ready.popleft()
+                self._running += 1
+            try:
+                work()
+            except Exception:
+                log.exception("work of %s failed", key or self._name)
+            finally:
+                self._finish(key)
+
+    def _finish(self, key: str) -> None:
+        with self._changed:
+            self._running -= 1
+            if key:
+                if self._waiting[key]:
+                    self._ready.append((key, self._waiting[key].popleft()))
+                    self._changed.notify()
+                else:
+                    del self._waiting[key]
+            if self._is_stopping or self._is_quiet():
+                self._changed.notify_all()
+
+    def _is_quiet(self) -> bool:
+        return not self._ready and not self._running
+
+    def wait_quiet(self, deadline_s: float) -> bool:
+        """Wait until there is nothing to do; say whether that came true in time."""
+        with self._changed:
+            return self._changed.wait_for(self._is_quiet, deadline_s)
+
+    def stop(self, deadline_s: float) -> bool:
+        """Take no more work, finish what runs, drop what waits; say whether it ended in time."""
+        with self._changed:
+            self._is_stopping = True
+            self._ready.clear()
+            for waiting in self._waiting.values():
+                waiting.clear()
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._running, deadline_s)

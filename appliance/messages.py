@@ -1,0 +1,320 @@
+"""Messages between roles: frozen, versioned, readable JSON; and the registry that decodes them.
+
+Unknown fields are ignored and new fields have defaults, so that neighbouring versions understand
+each other. Where there may be many (ports, addresses, block devices) there is a list.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from appliance.errors import InputError
+from appliance.model import (
+    AttachedPort,
+    Binding,
+    ConsoleOutput,
+    InstanceMetadata,
+    InstanceSpec,
+    NetworkPolicy,
+    NetworkSpec,
+    NodeCapacity,
+    PolicyDelta,
+    PortSpec,
+    Reason,
+    TimelineEntry,
+)
+
+
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages. ``request_id`` is the id of the API call that set it off."""
+
+    request_id: str = ""
+
+    @property
+    def lane(self) -> str:
+        """The key that keeps messages in sequence; empty where the order does not matter."""
+        return ""
+
+
+class InstanceMessage(Message, frozen=True, kw_only=True):
+    """A message about one instance; its messages are handled one after the other."""
+
+    instance_id: str
+
+    @property
+    def lane(self) -> str:
+        return self.instance_id
+
+
+# -- casts ----------------------------------------------------------------------------------------
+
+
+class Place(Message, frozen=True, kw_only=True):
+    """To ``scheduler``: find nodes for instances; at least ``min_count`` of them, or none."""
+
+    reservation_id: str
+    instance_ids: tuple[str, ...]
+    min_count: int = 1
+
+    @property
+    def lane(self) -> str:
+        return self.reservation_id
+
+
+class Order(InstanceMessage, frozen=True, kw_only=True):
+    """To a node: what one instance shall be there, at an epoch.
+
+    ``verb`` is ``run`` (build it, or start it again from its own disk), ``stop``, ``reboot`` or
+    ``remove``. ``revision`` is that of the desired state; an older one is dropped. ``spec`` comes
+    with ``run``. ``is_forced`` skips the polite part of stop and reboot.
+    """
+
+    epoch: int
+    revision: int
+    verb: str
+    spec: InstanceSpec | None = None
+    is_forced: bool = False
+
+
+class Report(InstanceMessage, frozen=True, kw_only=True):
+    """To ``controller``: what an instance is on a node; repeated until it is confirmed.
+
+    ``state`` is ``running``, ``stopped``, ``gone`` (nothing of it is left), ``failed`` (it could
+    not be built and nothing of it is left) or ``pending`` (under way: new timeline entries).
+    ``is_asked`` is false where it happened by itself.
+    """
+
+    node_id: str
+    epoch: int
+    seq: int
+    revision: int
+    state: str
+    is_asked: bool = True
+    reason: Reason | None = None
+    entries: tuple[TimelineEntry, ...] = ()
+
+
+class ReportConfirmed(InstanceMessage, frozen=True, kw_only=True):
+    """To a node: the controller has written the report; it need not be repeated."""
+
+    epoch: int
+    seq: int
+
+
+class Wanted(InstanceMessage, frozen=True, kw_only=True):
+    """To ``controller``: the desired state of an instance has changed; bring it about."""
+
+
+class RebootWanted(InstanceMessage, frozen=True, kw_only=True):
+    """To ``controller``: reboot a running instance."""
+
+
+class DeadLetter(Message, frozen=True, kw_only=True):
+    """To ``controller``: a message was given up after its last attempt."""
+
+    message_id: str
+    topic: str
+    kind: str
+    instance_id: str = ""
+    epoch: int = 0
+    error: str = ""
+
+
+# -- questions and answers ------------------------------------------------------------------------
+
+
+class Bind(InstanceMessage, frozen=True, kw_only=True):
+    """To ``network``: may this node build this epoch, and with which addresses? → Bound."""
+
+    epoch: int
+    node_id: str
+
+
+class Bound(Message, frozen=True, kw_only=True):
+    """The answer to Bind; the same question gets the same answer."""
+
+    binding: Binding
+
+
+class Holding(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One instance as a node holds it."""
+
+    instance_id: str
+    epoch: int
+    seq: int
+    revision: int
+    state: str
+
+
+class Inventory(Message, frozen=True, kw_only=True):
+    """To ``controller``: all that a node holds. → Holdings"""
+
+    node_id: str
+    boot_id: str
+    holdings: tuple[Holding, ...]
+
+
+class Holdings(Message, frozen=True, kw_only=True):
+    """What the node should do so that it holds what it should; orders as they come by cast."""
+
+    orders: tuple[Order, ...]
+
+
+class GetPolicy(Message, frozen=True, kw_only=True):
+    """To ``network``: what has changed in a network's policy since a revision? → PolicyAnswer
+
+    A revision below 0 asks for the whole policy. The question also confirms that the node has
+    ``known_revision`` in force.
+    """
+
+    node_id: str
+    network_id: str
+    known_revision: int
+    known_group_ids: tuple[str, ...] = ()
+
+
+class PolicyAnswer(Message, frozen=True, kw_only=True):
+    """At most one of the two; neither when nothing has changed."""
+
+    policy: NetworkPolicy | None = None
+    delta: PolicyDelta | None = None
+
+
+class AttachPort(InstanceMessage, frozen=True, kw_only=True):
+    """To ``datapath``: make the tap of a port, link down. → PortAttached"""
+
+    network: NetworkSpec
+    port: PortSpec
+    metadata: InstanceMetadata
+
+
+class PortAttached(Message, frozen=True, kw_only=True):
+    """The answer to AttachPort."""
+
+    port: AttachedPort
+
+
+class GuardPort(InstanceMessage, frozen=True, kw_only=True):
+    """To ``datapath``: put the rules of an attached port in force and read them back. → Done"""
+
+    port_id: str
+
+
+class RaisePort(InstanceMessage, frozen=True, kw_only=True):
+    """To ``datapath``: let frames pass; refused unless the rules are in force. → Done"""
+
+    port_id: str
+
+
+class DetachPort(InstanceMessage, frozen=True, kw_only=True):
+    """To ``datapath``: remove tap, lease, rules and metadata of a port. → Done"""
+
+    port_id: str
+
+
+class UnguardPort(InstanceMessage, frozen=True, kw_only=True):
+    """To ``datapath``: remove the rules of a port whose tap is gone. → Done"""
+
+    port_id: str
+
+
+class ReadConsole(InstanceMessage, frozen=True, kw_only=True):
+    """To ``compute`` of a node: the end of the serial output. → ConsoleRead"""
+
+    tail_bytes: int = 65536
+
+
+class ConsoleRead(Message, frozen=True, kw_only=True):
+    """The answer to ReadConsole."""
+
+    output: ConsoleOutput
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """The answer to a question that asks for nothing but the deed; ``detail`` is for people."""
+
+    detail: str = ""
+
+
+# -- announcements --------------------------------------------------------------------------------
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """To ``controller``: a node is alive; capacities are before overcommit."""
+
+    node_id: str
+    boot_id: str
+    capacity: NodeCapacity
+    versions: tuple[int, ...] = (1,)
+
+
+class PolicyChanged(Message, frozen=True, kw_only=True):
+    """To nodes: the policy of a network has a new revision; ask for the difference."""
+
+    network_id: str
+    revision: int
+
+
+KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind
+    for kind in (
+        AttachPort,
+        Bind,
+        Bound,
+        ConsoleRead,
+        DeadLetter,
+        DetachPort,
+        Done,
+        GetPolicy,
+        GuardPort,
+        Heartbeat,
+        Holdings,
+        Inventory,
+        Order,
+        Place,
+        PolicyAnswer,
+        PolicyChanged,
+        PortAttached,
+        RaisePort,
+        ReadConsole,
+        RebootWanted,
+        Report,
+        ReportConfirmed,
+        UnguardPort,
+        Wanted,
+    )
+}
+"""Every message by its name on the wire."""
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[str, msgspec.json.Decoder[Any]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """Return a message's body; its name travels beside it."""
+    return _encoder.encode(message)
+
+
+def decode(kind: str, body: bytes) -> Message:
+    """Return the message of that name and body.
+
+    :raises InputError: the name is unknown or the body does not fit; it can never be handled.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        if kind not in KINDS:
+            raise InputError(f"There is no message {kind!r}.")
+        decoder = _decoders[kind] = msgspec.json.Decoder(KINDS[kind])
+    try:
+        message: Message = decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InputError(f"Could not decode a {kind}: {error}") from error
+    return message
+
+
+def node_topic(role: str, node_id: str) -> str:
+    """Return the topic of one node's own role (``compute`` or ``datapath``)."""
+    return f"{role}.{node_id}"

@@ -1,0 +1,199 @@
+"""The cluster's state: transactions on SQLite or PostgreSQL.
+
+A transaction is a function without side effects that is handed to :meth:`Store.transaction`; it
+may run several times, and only the return of that call means success. Nothing of SQLAlchemy
+leaves this package.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, CursorResult, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.sql.base import Executable
+
+from appliance.errors import Unavailable
+from appliance.messages import Message, encode
+from appliance.store import schema
+from appliance.world import World
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ATTEMPTS = 12
+_RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
+_RETRIED_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+class OutboxRow(NamedTuple):
+    """A cast that was written in a transaction and awaits its way to the topic."""
+
+    id: str
+    topic: str
+    lane: str
+    kind: str
+    body: bytes
+
+
+class Transaction:
+    """One transaction: statements, casts that go with it, announcements that follow it."""
+
+    def __init__(self, connection: Connection, world: World) -> None:
+        self._connection = connection
+        self.world = world
+        self.now = world.clock.now()
+        self.casts: list[OutboxRow] = []
+        self.announcements: list[tuple[str, Message]] = []
+
+    def execute(
+        self,
+        statement: Executable,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> CursorResult[Any]:
+        """Run one statement."""
+        return self._connection.execute(statement, parameters)
+
+    def cast(self, topic: str, message: Message) -> None:
+        """Send a message if, and only if, this transaction commits."""
+        self.casts.append(
+            OutboxRow(
+                self.world.ids.uuid(), topic, message.lane, type(message).__name__, encode(message)
+            )
+        )
+
+    def announce(self, topic: str, message: Message) -> None:
+        """Announce something once this transaction has committed; it may get lost."""
+        self.announcements.append((topic, message))
+
+    def flush(self) -> None:
+        """Write the casts to the outbox; called once, before COMMIT."""
+        if self.casts:
+            self._connection.execute(
+                schema.outbox.insert(),
+                [{**row._asdict(), "created_at": self.now} for row in self.casts],
+            )
+
+
+class Store:
+    """The state behind one URL."""
+
+    def __init__(self, url: str, world: World) -> None:
+        self.url = url
+        self._world = world
+        self._is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._listeners: list[Callable[[Transaction], None]] = []
+        # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
+        self._writer: AbstractContextManager[Any] = (
+            threading.Lock() if self._is_sqlite else nullcontext()
+        )
+        self._engine = _sqlite_engine(url) if self._is_sqlite else _server_engine(url)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for migrations only."""
+        return self._engine
+
+    def on_commit(self, listener: Callable[[Transaction], None]) -> None:
+        """Call ``listener`` after each commit with casts or announcements."""
+        self._listeners.append(listener)
+
+    def transaction(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in one transaction, again when the store asks for it; return its answer.
+
+        :raises Unavailable: the store does not answer, or conflicts went on; nothing was written.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._writer, self._engine.connect() as connection:
+                    with connection.begin():
+                        transaction = Transaction(connection, self._world)
+                        answer = work(transaction)
+                        transaction.flush()
+                        self._world.crash("store.before-commit")
+                    self._world.crash("store.after-commit")
+            except DBAPIError as error:
+                if not _is_retried(error):
+                    raise _translate(error) from error
+                if attempt == ATTEMPTS:
+                    raise Unavailable(
+                        f"The store refused a transaction {ATTEMPTS} times.",
+                        hint="Look for a process that holds it, then try again.",
+                    ) from error
+                self._world.clock.sleep(self._world.random.uniform(0, 0.01 * 2 ** min(attempt, 7)))
+                continue
+            if transaction.casts or transaction.announcements:
+                for listener in self._listeners:
+                    listener(transaction)
+            return answer
+        raise AssertionError("unreachable")
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work``, which only reads, on one consistent view; return its answer.
+
+        :raises Unavailable: the store does not answer.
+        """
+        try:
+            with self._engine.connect() as connection:
+                reader = connection.execution_options(anynode_reads=True)
+                with reader.begin():
+                    return work(Transaction(reader, self._world))
+        except DBAPIError as error:
+            raise _translate(error) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _is_retried(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return (code & 0xFF) in _RETRIED_SQLITE
+    return getattr(error.orig, "sqlstate", None) in _RETRIED_SQLSTATES
+
+
+def _translate(error: DBAPIError) -> Exception:
+    """Return what the caller should see: Unavailable where the store is at fault."""
+    if isinstance(error, OperationalError) or error.connection_invalidated:
+        return Unavailable(f"The store failed: {error.orig}.", hint="Look at its disk and its log.")
+    return error
+
+
+def _sqlite_engine(url: str) -> Engine:
+    path = make_url(url).database
+    if path and path != ":memory:":
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise Unavailable(f"There is no folder {folder} for the store.")
+    engine = create_engine(
+        url, connect_args={"check_same_thread": False, "timeout": 10}, pool_size=16, max_overflow=16
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours: see below
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=10000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("anynode_reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _server_engine(url: str) -> Engine:
+    return create_engine(url, isolation_level="SERIALIZABLE", pool_size=16, pool_pre_ping=True)
