@@ -1,19 +1,22 @@
 """Typed calls of hooks: what pluggy would let pass silently is an error here.
 
 A driver that nobody fills, that two fill, or whose answer has another type never becomes a
-silent ``None``; a listener that raises does not silence the others.
+silent ``None``; a listener that raises does not silence the others. What a plugin raises that is no
+``AnynodeError`` becomes a ``PluginError`` that names plugin and hook.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os.path
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import pluggy
+import msgspec
 
-from appliance.errors import PluginError
+from appliance.errors import AnynodeError, ConfigError, PluginError
 from appliance.hookspecs import GROUPS
 from appliance.model import (
     AttachedPort,
@@ -37,8 +40,14 @@ from appliance.model import (
     PowerEvent,
     Ranking,
     TimelineEntry,
+    tap_name,
 )
 from appliance.plugins import relay
+from appliance.role import Role
+from appliance.scheduler.ranking import MAX_RECORD_BYTES, Filter
+
+if TYPE_CHECKING:
+    from appliance.node import NodeParts
 
 log = logging.getLogger(__name__)
 A = TypeVar("A")
@@ -50,35 +59,83 @@ def hook_names(group: str) -> tuple[str, ...]:
     return tuple(name for name, item in vars(spec).items() if hasattr(item, "appliance_spec"))
 
 
-class Driver:
-    """One plugin that fills all hooks of its group.
+class NamedPlugin:
+    """One plugin of a group, with errors that name it, the hook, and what it was asked with.
 
-    :raises PluginError: a hook is not filled, or is filled twice.
+    :raises PluginError: it breaks the contract of its group.
     """
 
     group = ""
 
     def __init__(self, name: str, plugin: object) -> None:
         self.name = name
-        self._manager = relay(self.group, {name: plugin})
+        self._manager = relay(self.group, name, plugin)
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} of {self.group}"
+
+    def ask(self, hook: str, **arguments: Any) -> Any:
+        """Call a hook and return its answer unchecked.
+
+        :raises AnynodeError: as the plugin raised it.
+        :raises PluginError: the plugin raised anything else.
+        """
+        try:
+            return getattr(self._manager.hook, hook)(**arguments)
+        except AnynodeError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{hook} of {self} failed{_asked_with(arguments)}.",
+                hint="This is a bug of the plugin: tell its authors.",
+            ) from error
+
+    def refuse_answer(self, hook: str, problem: str, arguments: Mapping[str, Any]) -> NoReturn:
+        """Raise the error that says what is wrong with an answer."""
+        raise PluginError(f"{hook} of {self} {problem}{_asked_with(arguments)}.")
+
+
+_KEYS = ("instance_id", "port_id", "network_id", "network", "method")
+
+
+def _asked_with(arguments: Mapping[str, Any]) -> str:
+    """Return keys and counts of what a hook was asked with; whole values may hold secrets."""
+    parts = []
+    for name, value in arguments.items():
+        if isinstance(value, (str, int, float)):
+            parts.append(f"{name} {value}")
+        elif isinstance(value, Sequence):
+            parts.append(f"{len(value)} {name}")
+        else:
+            found = next((getattr(value, key) for key in _KEYS if hasattr(value, key)), None)
+            found = getattr(found, "network_id", found)
+            if found is not None:
+                parts.append(f"{name} {found}")
+    return f", asked with {', '.join(parts)}" if parts else ""
+
+
+class Driver(NamedPlugin):
+    """One plugin that fills all hooks of its group.
+
+    :raises PluginError: a hook is not filled, or is filled twice.
+    """
+
+    def __init__(self, name: str, plugin: object) -> None:
+        super().__init__(name, plugin)
         for hook in hook_names(self.group):
             filled = len(getattr(self._manager.hook, hook).get_hookimpls())
             if filled != 1:
-                raise PluginError(
-                    f"Plugin {name!r} of {self.group} fills {hook} {filled} times instead of once."
-                )
+                raise PluginError(f"{self} fills {hook} {filled} times instead of once.")
 
     def call(self, hook: str, answer: type[A], **arguments: Any) -> A:
         """Call a hook and return its answer.
 
         :raises PluginError: the answer is not of the type that the contract names.
         """
-        given = getattr(self._manager.hook, hook)(**arguments)
+        given = self.ask(hook, **arguments)
         if not isinstance(given, answer):
-            raise PluginError(
-                f"{hook} of plugin {self.name!r} answered {type(given).__name__}, "
-                f"not {answer.__name__}."
-            )
+            problem = f"answered {type(given).__name__}, not {answer.__name__}"
+            self.refuse_answer(hook, problem, arguments)
         return given
 
     def tell(self, hook: str, **arguments: Any) -> None:
@@ -86,24 +143,24 @@ class Driver:
 
         :raises PluginError: it answered something.
         """
-        given = getattr(self._manager.hook, hook)(**arguments)
+        given = self.ask(hook, **arguments)
         if given is not None:
-            raise PluginError(f"{hook} of plugin {self.name!r} answered, but must not.")
+            problem = f"answered {type(given).__name__}, but must answer nothing"
+            self.refuse_answer(hook, problem, arguments)
 
     def call_list(self, hook: str, item: type[A], **arguments: Any) -> tuple[A, ...]:
         """Call a hook that answers a sequence and return its items.
 
-        :raises PluginError: it is no sequence, or an item has another type.
+        :raises PluginError: it is no list or tuple, or an item has another type.
         """
-        given = getattr(self._manager.hook, hook)(**arguments)
+        given = self.ask(hook, **arguments)
         if not isinstance(given, (list, tuple)):
-            raise PluginError(f"{hook} of plugin {self.name!r} answered no {item.__name__} list.")
+            problem = f"answered {type(given).__name__}, not a list of {item.__name__}"
+            self.refuse_answer(hook, problem, arguments)
         for one in given:
             if not isinstance(one, item):
-                raise PluginError(
-                    f"{hook} of plugin {self.name!r} answered a {type(one).__name__} "
-                    f"among {item.__name__}s."
-                )
+                problem = f"answered a {type(one).__name__} among {item.__name__}s"
+                self.refuse_answer(hook, problem, arguments)
         return tuple(given)
 
 
@@ -113,8 +170,35 @@ class Scheduler(Driver):
     group = "appliance.scheduler"
 
     def rank(self, request: PlacementRequest, nodes: Sequence[NodeView]) -> Ranking:
-        """Return the ranking of the nodes for one instance."""
-        return self.call("scheduler_rank", Ranking, request=request, nodes=nodes)
+        """Return the ranking of the nodes for one instance.
+
+        :raises PluginError: the answer breaks the contract, for example by naming a node that the
+            request excludes.
+        """
+        asked = {"request": request, "nodes": nodes}
+        ranking = self.call("scheduler_rank", Ranking, **asked)
+        problem = _ranking_problem(ranking, request, nodes)
+        if problem:
+            self.refuse_answer("scheduler_rank", problem, asked)
+        return ranking
+
+
+def _ranking_problem(
+    ranking: Ranking, request: PlacementRequest, nodes: Sequence[NodeView]
+) -> str | None:
+    named = set(ranking.node_ids)
+    if len(named) != len(ranking.node_ids):
+        return "named a node twice"
+    if not named.issubset({node.node_id for node in nodes}):
+        return "named a node that it was not asked about"
+    if not named.isdisjoint(request.excluded_node_ids):
+        return "named a node that the request excludes"
+    if request.pinned_node_id is not None and named - {request.pinned_node_id}:
+        return "named another node than the one that the request is pinned to"
+    size = len(msgspec.json.encode(ranking))
+    if size > MAX_RECORD_BYTES:
+        return f"answered a record of {size} bytes, more than {MAX_RECORD_BYTES}"
+    return None
 
 
 class Network(Driver):
@@ -127,8 +211,16 @@ class Network(Driver):
         self.tell("network_prepare", network=network)
 
     def attach(self, network: NetworkSpec, port: PortSpec) -> AttachedPort:
-        """Make a port's tap, link down."""
-        return self.call("network_attach", AttachedPort, network=network, port=port)
+        """Make a port's tap, link down.
+
+        :raises PluginError: the tap has another name than the firewall will guard; it is there.
+        """
+        asked = {"network": network, "port": port}
+        attached = self.call("network_attach", AttachedPort, **asked)
+        if attached.tap != tap_name(port.port_id) or attached.port_id != port.port_id:
+            problem = f"made {attached.tap!r} for {attached.port_id}"
+            self.refuse_answer("network_attach", problem, asked)
+        return attached
 
     def raise_link(self, port_id: str) -> None:
         """Set a port's link up."""
@@ -183,8 +275,16 @@ class Injection(Driver):
     group = "appliance.injection"
 
     def inject(self, request: InjectionRequest) -> InjectionResult:
-        """Give an instance what it needs to know."""
-        return self.call("injection_inject", InjectionResult, request=request)
+        """Give an instance what it needs to know.
+
+        :raises PluginError: a disk of the answer lies outside the instance's directory.
+        """
+        result = self.call("injection_inject", InjectionResult, request=request)
+        for disk in result.disks:
+            if not Path(os.path.normpath(disk.path)).is_relative_to(request.directory):
+                problem = f"answered a disk outside {request.directory}: {disk.path}"
+                self.refuse_answer("injection_inject", problem, {"request": request})
+        return result
 
     def remove(self, directory: str) -> None:
         """Remove what was put beside the disk."""
@@ -243,109 +343,158 @@ class Compute(Driver):
         )
 
 
-class Filters:
-    """Filters in the order of the settings."""
+class RoleMaker(Driver):
+    """The plugin that makes one role."""
 
-    def __init__(self, plugins: Mapping[str, object]) -> None:
-        self._drivers = [(name, _FilterDriver(name, plugin)) for name, plugin in plugins.items()]
+    group = "appliance.role"
 
-    def refuse(
-        self, request: PlacementRequest, nodes: Sequence[NodeView]
-    ) -> list[tuple[str, Sequence[str | None]]]:
-        """Return per filter its reasons, one per node; a later filter sees only what passed."""
-        answers: list[tuple[str, Sequence[str | None]]] = []
-        alive = list(range(len(nodes)))
-        for name, driver in self._drivers:
-            seen = [nodes[index] for index in alive]
-            reasons = driver.call("filter_refuse", list, request=request, nodes=seen)
-            if len(reasons) != len(seen):
-                raise PluginError(f"Filter {name!r} answered {len(reasons)} of {len(seen)} nodes.")
-            full: list[str | None] = [None] * len(nodes)
-            for index, reason in zip(alive, reasons, strict=True):
-                full[index] = reason
-            alive = [i for i, reason in zip(alive, reasons, strict=True) if reason is None]
-            answers.append((name, full))
-        return answers
+    def create(self, parts: NodeParts) -> Role:
+        """Make the role from the parts of a node."""
+        return self.call("role_create", Role, parts=parts)
 
 
 class _FilterDriver(Driver):
     group = "appliance.filter"
 
+    def refuse(self, request: PlacementRequest, nodes: Sequence[NodeView]) -> Sequence[str | None]:
+        asked = {"request": request, "nodes": nodes}
+        reasons = self.call("filter_refuse", list, **asked)
+        problem = ""
+        if len(reasons) != len(nodes):
+            problem = f"answered {len(reasons)} times for {len(nodes)} nodes"
+        elif not set(map(type, reasons)) <= {str, type(None)} or "" in reasons:
+            problem = "answered something else than None or a reason"
+        if problem:
+            self.refuse_answer("filter_refuse", problem, asked)
+        return reasons
+
+
+class Filters:
+    """Filters in the order of the settings.
+
+    :raises PluginError: one breaks the contract of its group.
+    """
+
+    def __init__(self, plugins: Mapping[str, object]) -> None:
+        self._drivers = [_FilterDriver(name, plugin) for name, plugin in plugins.items()]
+
+    def named(self) -> Sequence[tuple[str, Filter]]:
+        """Return the filters, as ``appliance.scheduler.ranking.sift`` takes them.
+
+        Each raises PluginError when it does not answer once per node.
+        """
+        return [(driver.name, driver.refuse) for driver in self._drivers]
+
 
 class _WeightDriver(Driver):
     group = "appliance.weight"
 
+    def score(self, request: PlacementRequest, nodes: Sequence[NodeView]) -> list[float]:
+        asked = {"request": request, "nodes": nodes}
+        scores = self.call("weight_score", list, **asked)
+        problem = ""
+        if len(scores) != len(nodes):
+            problem = f"answered {len(scores)} times for {len(nodes)} nodes"
+        elif not set(map(type, scores)) <= {int, float} or not all(map(math.isfinite, scores)):
+            problem = "answered something else than a finite number"
+        if problem:
+            self.refuse_answer("weight_score", problem, asked)
+        return scores
+
 
 class Weights:
-    """Weights with their multipliers."""
+    """Weights with their multipliers.
+
+    :raises PluginError: one breaks the contract of its group.
+    :raises ConfigError: a multiplier is no finite number.
+    """
 
     def __init__(self, plugins: Mapping[str, tuple[object, float]]) -> None:
-        self._drivers = [
-            (name, _WeightDriver(name, plugin), multiplier)
-            for name, (plugin, multiplier) in plugins.items()
-        ]
+        self._drivers = []
+        for name, (plugin, multiplier) in plugins.items():
+            if not math.isfinite(multiplier):
+                raise ConfigError(f"The multiplier of weight {name!r} is {multiplier}.")
+            self._drivers.append((_WeightDriver(name, plugin), multiplier))
 
     def score(
         self, request: PlacementRequest, nodes: Sequence[NodeView]
     ) -> list[tuple[str, list[float]]]:
         """Return per weight its scores, scaled to 0…1 and multiplied, one per node."""
         answers = []
-        for name, driver, multiplier in self._drivers:
-            raw = driver.call("weight_score", list, request=request, nodes=nodes)
-            if len(raw) != len(nodes) or not all(map(math.isfinite, raw)):
-                raise PluginError(f"Weight {name!r} must answer one finite number per node.")
+        for driver, multiplier in self._drivers:
+            raw = driver.score(request, nodes)
             low, high = min(raw, default=0.0), max(raw, default=0.0)
             scale = multiplier / (high - low) if high > low else 0.0
-            answers.append((name, [(value - low) * scale for value in raw]))
+            answers.append((driver.name, [(value - low) * scale for value in raw]))
         return answers
 
 
-class Auth:
-    """Authentication plugins in the order of the settings."""
-
+class _AuthDriver(Driver):
     group = "appliance.auth"
+
+
+class Auth:
+    """Authentication plugins in the order of the settings.
+
+    :raises PluginError: none is named, or one breaks the contract of its group.
+    """
 
     def __init__(self, plugins: Mapping[str, object]) -> None:
         if not plugins:
             raise PluginError("No authentication plugin is named.", hint="Set api.auth.")
-        self._manager = relay(self.group, plugins)
-        filled = len(self._manager.hook.auth_authenticate.get_hookimpls())
-        if filled != len(plugins):
-            raise PluginError("A named authentication plugin does not fill auth_authenticate.")
+        # Each in a relay of its own: in a common one a plugin could mark itself to be asked first.
+        self._drivers = [_AuthDriver(name, plugin) for name, plugin in plugins.items()]
 
     def authenticate(self, request: HttpRequest, now: float) -> Identity | None:
-        """Return who sent the request; ``None`` when no plugin found credentials of its kind."""
-        given = self._manager.hook.auth_authenticate(request=request, now=now)
-        if given is not None and not isinstance(given, Identity):
-            raise PluginError(f"auth_authenticate answered {type(given).__name__}, not Identity.")
-        return given
+        """Return who sent the request; ``None`` when no plugin found credentials of its kind.
+
+        :raises Denied: a plugin found credentials of its kind, and they are bad.
+        """
+        for driver in self._drivers:
+            given = driver.ask("auth_authenticate", request=request, now=now)
+            if isinstance(given, Identity):
+                return given
+            if given is not None:
+                problem = f"answered {type(given).__name__}, not Identity"
+                driver.refuse_answer("auth_authenticate", problem, {"request": request})
+        return None
+
+
+class _Observer(NamedPlugin):
+    group = "appliance.observer"
 
 
 class Observers:
-    """Observers: each is called alone, and one that raises is logged."""
+    """Observers: each is called alone, and one that raises or answers nonsense is logged.
 
-    group = "appliance.observer"
+    :raises PluginError: one breaks the contract of its group.
+    """
 
     def __init__(self, plugins: Mapping[str, object]) -> None:
-        self._managers = {name: relay(self.group, {name: item}) for name, item in plugins.items()}
+        self._observers = [_Observer(name, plugin) for name, plugin in plugins.items()]
 
     def instance_event(self, entry: TimelineEntry) -> None:
         """Tell all observers of a hop or step."""
-        for name, manager in self._managers.items():
-            _alone(name, manager, "observer_instance_event", entry=entry)
+        for observer in self._observers:
+            _alone(observer, "observer_instance_event", entry=entry)
 
     def node_check(self) -> list[Finding]:
         """Return what all observers find wrong with this node."""
         findings: list[Finding] = []
-        for name, manager in self._managers.items():
-            for answer in _alone(name, manager, "observer_node_check"):
-                findings.extend(answer)
+        for observer in self._observers:
+            for answer in _alone(observer, "observer_node_check"):
+                if isinstance(answer, (list, tuple)) and all(
+                    isinstance(one, Finding) for one in answer
+                ):
+                    findings.extend(answer)
+                else:
+                    log.error("observer_node_check of %s answered no list of Finding", observer)
         return findings
 
 
-def _alone(name: str, manager: pluggy.PluginManager, hook: str, **arguments: Any) -> list[Any]:
+def _alone(observer: _Observer, hook: str, **arguments: Any) -> list[Any]:
     try:
-        return list(getattr(manager.hook, hook)(**arguments))
+        return list(observer.ask(hook, **arguments))
     except Exception:
-        log.exception("observer %s failed in %s; the others go on", name, hook)
+        log.exception("%s failed in %s; the other observers go on", observer, hook)
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pluggy
 
-from appliance.errors import ConfigError, PluginError
+from appliance.errors import AnynodeError, ConfigError, PluginError
 from appliance.hookspecs import API_VERSIONS, GROUPS, NoSettings, PluginContext
 
 
@@ -49,15 +49,38 @@ class Installed:
         return module  # type: ignore[no-any-return]
 
 
-def check_api_versions(name: str, offered: Iterable[int]) -> None:
+def check_api_versions(name: str, offered: object) -> None:
     """Raise PluginError, with both sets, unless plugin and host share an API version."""
-    versions = frozenset(offered)
-    if not versions & API_VERSIONS:
+    if not isinstance(offered, Set) or not all(isinstance(item, int) for item in offered):
         raise PluginError(
-            f"Plugin {name!r} speaks API versions {sorted(versions)}, "
+            f"The api_versions of plugin {name!r} are {offered!r}, not a set of integers."
+        )
+    if not offered & API_VERSIONS:
+        raise PluginError(
+            f"Plugin {name!r} speaks API versions {sorted(offered)}, "
             f"this release speaks {sorted(API_VERSIONS)}.",
             hint="Install a release of the plugin that shares one.",
         )
+
+
+def offered(group: str) -> tuple[Installed, ...]:
+    """Return all plugins of one group by name, those included that are offered twice.
+
+    :raises PluginError: nobody knows the group.
+    """
+    if group not in GROUPS:
+        raise PluginError(f"There is no plugin group {group!r}; there are {', '.join(GROUPS)}.")
+    found = {
+        Installed(
+            group=group,
+            name=entry.name,
+            module=entry.value,
+            distribution=entry.dist.name if entry.dist else "?",
+            version=entry.dist.version if entry.dist else "?",
+        )
+        for entry in importlib.metadata.entry_points(group=group)
+    }
+    return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.distribution)))
 
 
 def installed(group: str) -> dict[str, Installed]:
@@ -65,74 +88,95 @@ def installed(group: str) -> dict[str, Installed]:
 
     :raises PluginError: two distributions offer the same name, or nobody knows the group.
     """
-    if group not in GROUPS:
-        raise PluginError(f"There is no plugin group {group!r}; there are {', '.join(GROUPS)}.")
-    found: dict[str, Installed] = {}
-    for entry in importlib.metadata.entry_points(group=group):
-        distribution = entry.dist
-        plugin = Installed(
-            group=group,
-            name=entry.name,
-            module=entry.value,
-            distribution=distribution.name if distribution else "?",
-            version=distribution.version if distribution else "?",
-        )
-        other = found.setdefault(plugin.name, plugin)
-        if (other.distribution, other.module) != (plugin.distribution, plugin.module):
-            raise PluginError(
-                f"Both {other.distribution} and {plugin.distribution} offer {plugin.name!r} "
-                f"in {group}.",
-                hint="Remove one of the two distributions.",
-            )
-    return found
+    return {plugin.name: find(group, plugin.name) for plugin in offered(group)}
 
 
 def find(group: str, name: str) -> Installed:
     """Return the named plugin.
 
-    :raises PluginError: it is not installed; the message lists those that are.
+    :raises PluginError: it is not installed, and the message lists those that are; or it is
+        offered more than once, and the message says by whom.
     """
-    choices = installed(group)
-    if name not in choices:
+    choices = offered(group)
+    named = [plugin for plugin in choices if plugin.name == name]
+    if not named:
+        names = sorted({plugin.name for plugin in choices})
         raise PluginError(
-            f"No plugin {name!r} in {group}; installed: {', '.join(sorted(choices)) or 'none'}.",
+            f"No plugin {name!r} in {group}; installed: {', '.join(names) or 'none'}.",
             hint="Correct the setting, or install the distribution that brings it.",
         )
-    return choices[name]
+    if len(named) > 1:
+        by = " and ".join(f"{plugin.distribution} ({plugin.module})" for plugin in named)
+        raise PluginError(
+            f"Plugin {name!r} in {group} is offered by {by}.",
+            hint="Remove all but one of these distributions.",
+        )
+    return named[0]
 
 
 def read_settings(module: ModuleType, name: str, raw: Mapping[str, Any]) -> Any:
     """Return the plugin's own settings, checked against its ``Settings``.
 
-    :raises ConfigError: an unknown setting or a value of a wrong type, with the place.
+    :raises ConfigError: an unknown setting, with those that there are, or a value of a wrong
+        type, with the place.
+    :raises PluginError: its ``Settings`` is no struct.
     """
     struct = getattr(module, "Settings", NoSettings)
+    if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct)):
+        raise PluginError(f"Settings of plugin {name!r} is no msgspec.Struct.")
+    known = [field.encode_name for field in msgspec.structs.fields(struct)]
+    # Not left to the struct: one that forgot forbid_unknown_fields would let a typing error pass.
+    unknown = [key for key in raw if key not in known]
+    if unknown:
+        raise ConfigError(
+            f"Plugin {name!r} has no setting {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(known) or 'none'}."
+        )
     try:
         return msgspec.convert(dict(raw), struct)
     except msgspec.ValidationError as error:
         raise ConfigError(f"Bad setting of plugin {name!r}: {error}.") from error
 
 
-def relay(group: str, members: Mapping[str, object]) -> pluggy.PluginManager:
-    """Return a plugin manager for one group with its members registered in order.
+def relay(group: str, name: str, member: object) -> pluggy.PluginManager:
+    """Return a plugin manager for one group with one member.
 
-    pluggy calls the last registered first, so they are registered in reverse.
-
-    :raises PluginError: a member has a hook that the group does not know (a misspelt name), or
-        one with arguments that the contract does not have.
+    :raises PluginError: the member fills no hook, has one that the group does not know (a
+        misspelt name), or one that pluggy would not call as the contract says.
     """
+    if member is None or isinstance(member, type):
+        raise PluginError(f"create() of plugin {name!r} of {group} returned {member}, no object.")
     manager = pluggy.PluginManager("appliance")
     manager.add_hookspecs(GROUPS[group])
-    for name, member in reversed(list(members.items())):
-        try:
-            manager.register(member, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"Plugin {name!r} breaks the contract of {group}: {error}") from error
     try:
+        manager.register(member, name)
         manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"A plugin of {group} has an unknown hook: {error}") from error
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise PluginError(f"Plugin {name!r} breaks the contract of {group}: {error}") from error
+    filled = [
+        impl for caller in manager.get_hookcallers(member) or () for impl in caller.get_hookimpls()
+    ]
+    if not filled:
+        raise PluginError(
+            f"Plugin {name!r} of {group} fills no hook.",
+            hint="Mark its methods with appliance.hookspecs.hookimpl.",
+        )
+    for impl in filled:
+        problem = _shape_problem(impl)
+        if problem:
+            raise PluginError(
+                f"Plugin {name!r} breaks the contract of {group}: "
+                f"{impl.function.__name__} {problem}."
+            )
     return manager
+
+
+def _shape_problem(impl: pluggy.HookImpl) -> str | None:
+    if impl.wrapper or impl.hookwrapper:
+        return "is a wrapper, and a hook has one answer"
+    if impl.kwargnames:
+        return f"gives a default to {', '.join(impl.kwargnames)}, which would never be passed"
+    return None
 
 
 def create(group: str, name: str, raw: Mapping[str, Any], context: PluginContext) -> object:
@@ -143,4 +187,12 @@ def create(group: str, name: str, raw: Mapping[str, Any], context: PluginContext
     """
     module = find(group, name).load()
     settings = read_settings(module, name, raw)
-    return module.create(settings, context)
+    try:
+        return module.create(settings, context)
+    except AnynodeError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"Could not make plugin {name!r} of {group}.",
+            hint="This is a bug of the plugin: tell its authors.",
+        ) from error

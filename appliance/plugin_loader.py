@@ -1,0 +1,65 @@
+"""Making the plugins that a node's settings name, each with its own settings and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.hooks import Filters, Weights
+from appliance.hookspecs import Credentials, PluginContext
+from appliance.plugins import create, find
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginLoader:
+    """Makes plugins by group and short name; schedulers get it as their source of filters.
+
+    ``settings`` returns the raw settings of a plugin by group and name; ``credentials`` go to
+    plugins that authenticate and to no others.
+    """
+
+    node_name: str
+    state_dir: Path
+    run_dir: Path
+    settings: Callable[[str, str], Mapping[str, Any]]
+    credentials: Credentials | None = None
+
+    def create(self, group: str, name: str) -> object:
+        """Make one plugin.
+
+        :raises PluginError: it is missing, does not load, or fails while it is made.
+        :raises ConfigError: its settings are wrong.
+        """
+        # Looked up before a folder bears its name, which so is never more than a plugin's name.
+        find(group, name)
+        kind = group.removeprefix("appliance.")
+        context = PluginContext(
+            node_name=self.node_name,
+            state_dir=_own_folder(self.state_dir, f"{kind}-{name}"),
+            run_dir=_own_folder(self.run_dir, f"{kind}-{name}"),
+            plugins=self,
+            credentials=self.credentials if kind == "auth" else None,
+        )
+        return create(group, name, self.settings(group, name), context)
+
+    def create_all(self, group: str, names: Sequence[str]) -> dict[str, object]:
+        """Make the named plugins of one group, in order."""
+        return {name: self.create(group, name) for name in names}
+
+    def filters(self, names: Sequence[str]) -> Filters:
+        """Make the named filters, in order."""
+        return Filters(self.create_all("appliance.filter", names))
+
+    def weights(self, multipliers: Mapping[str, float]) -> Weights:
+        """Make the named weights with their multipliers."""
+        made = self.create_all("appliance.weight", list(multipliers))
+        return Weights({name: (plugin, multipliers[name]) for name, plugin in made.items()})
+
+
+def _own_folder(parent: Path, name: str) -> Path:
+    folder = parent / "plugins" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder

@@ -1,0 +1,1 @@
+"""The scheduler role, and what scheduler plugins share."""
