@@ -1,0 +1,29 @@
+# What one does with a checkout. `make` alone lists the targets.
+# A minimal Debian has no make: apt-get install make. Everything else is installed by `make setup`.
+
+# Targets depend on the state of the machine, not on files: each checks for itself, quickly.
+.PHONY: help setup image run stop test lint
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+setup: ## install what is missing on this machine, and make .venv
+	@setup/setup.sh
+
+image: setup ## build the demo image, if the one in the cache is not up to date
+	@setup/as-root image/demo/build.py
+
+run: setup image ## start a node on this machine and an instance on the node
+	@setup/as-root .venv/bin/anynode demo up
+
+stop: ## stop that node and remove everything it made
+	@if [ -x .venv/bin/anynode ]; then setup/as-root .venv/bin/anynode demo down; \
+	else echo "There is nothing to stop: no node was ever set up here (no .venv)."; fi
+
+test: setup image lint ## run every check and test
+	@setup/as-root .venv/bin/python -m pytest
+
+lint: setup ## check style and types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
