@@ -1,0 +1,176 @@
+"""A node's copies of images: fetched once, verified, and bounded."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from appliance.errors import AnynodeError, LimitExceeded, NotFound, Unavailable
+from appliance.images.store import ImageStore, Progress, ignore_progress
+from appliance.model import ImageRef
+
+_Stamp = tuple[int, int, int, int]
+
+
+class ImageSource(Protocol):
+    """Somebody who may hold an image: another node, or a folder."""
+
+    @property
+    def name(self) -> str:
+        """Return what an error calls the source."""
+        ...
+
+    def read(self, image: ImageRef) -> Iterator[bytes]:
+        """Yield the bytes of the image in pieces of at most 1 MiB.
+
+        Nobody trusts them: they are stored only when they bear the image's digest.
+
+        :raises NotFound: the source does not hold the image.
+        :raises Unavailable: it does not answer, or stopped in the middle.
+        """
+        ...
+
+
+class ImageCache:
+    """The images of one node, on top of a store; safe to use from many threads.
+
+    On a lone node its store *is* the place where images live: without a source and without a
+    limit nothing is ever evicted.
+
+    :param limit_bytes: how much the copies may take on the disk; ``None`` for no limit.
+    """
+
+    def __init__(self, store: ImageStore, *, limit_bytes: int | None = None) -> None:
+        self.store = store
+        self.limit_bytes = limit_bytes
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+        self._verified: dict[str, _Stamp] = {}
+        self._making_room = threading.Lock()
+        self._expected: dict[str, int] = {}
+
+    def fetch(
+        self,
+        image: ImageRef,
+        sources: Sequence[ImageSource] = (),
+        *,
+        used: Collection[str] = (),
+        progress: Progress = ignore_progress,
+    ) -> Path:
+        """Return the path of the image's verified bytes; take them from a source if need be.
+
+        The bytes are read through on the first use after a start of the program and whenever the
+        file has changed since; who asks for the same image meanwhile waits for the one fetch.
+        Safe to repeat; when it raises nothing is left.
+
+        :param sources: asked in order until one gives the right bytes.
+        :param used: digests that must not be evicted to make room: those of all instances of this
+            node, and of those that are being made.
+        :raises NotFound: neither the store nor a source has it.
+        :raises Unavailable: all sources failed; the reasons are in the text.
+        :raises LimitExceeded: the images in use leave no room for it.
+        """
+        with self._alone(image.sha256):
+            try:
+                return self._use(image.sha256)
+            except (NotFound, Unavailable) as error:
+                if not sources:
+                    raise
+                failure: AnynodeError = error
+            self._reserve(image, used)
+            try:
+                failures = [failure.message]
+                for source in sources:
+                    try:
+                        self.store.receive(image, source.read(image), progress)
+                        return self._use(image.sha256)
+                    except (NotFound, Unavailable) as error:
+                        failures.append(f"{source.name}: {error.message}")
+                        failure = error
+            finally:
+                with self._making_room:
+                    self._expected.pop(image.sha256, None)
+            raise Unavailable(
+                f"Could not fetch image {image.image_id}. {' '.join(failures)}"
+            ) from failure
+
+    def trim(self, used: Collection[str]) -> tuple[str, ...]:
+        """Evict what was used longest ago until the limit is kept; return the digests evicted.
+
+        What is in ``used`` stays, even when the limit is not reached then.
+        """
+        with self._making_room:
+            return self._evict(used, 0)
+
+    def _use(self, sha256: str) -> Path:
+        """Verify unless the same file was verified before, and note the use for the eviction."""
+        path = self.store.path(sha256)
+        try:
+            known = self._verified.get(sha256)
+            if known is None or known != _stamp(path):
+                self.store.verify(sha256)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+            self._verified[sha256] = _stamp(path)
+        except FileNotFoundError as error:
+            raise NotFound(f"Image file {sha256} is not on this node.") from error
+        return path
+
+    def _reserve(self, image: ImageRef, used: Collection[str]) -> None:
+        with self._making_room:
+            self._evict({*used, *self._expected}, image.size_bytes)
+            if self.limit_bytes is not None:
+                taken = self._taken_bytes()
+                if taken + image.size_bytes > self.limit_bytes:
+                    raise LimitExceeded(
+                        f"No room for image {image.image_id} of {image.size_bytes >> 20:,} MiB: "
+                        f"images in use take {taken >> 20:,} of {self.limit_bytes >> 20:,} MiB.",
+                        hint="Raise the limit of the image cache.",
+                    )
+            self._expected[image.sha256] = image.size_bytes
+
+    def _evict(self, used: Collection[str], wanted_bytes: int) -> tuple[str, ...]:
+        evicted: list[str] = []
+        if self.limit_bytes is None:
+            return ()
+        taken = self._taken_bytes()
+        for file in self.store.list():
+            if taken + wanted_bytes <= self.limit_bytes:
+                break
+            if file.sha256 in used or not self.store.remove(file.sha256):
+                continue
+            self._verified.pop(file.sha256, None)
+            taken -= file.allocated_bytes
+            evicted.append(file.sha256)
+        return tuple(evicted)
+
+    def _taken_bytes(self) -> int:
+        """Return what the copies take and those on their way will take."""
+        return sum(file.allocated_bytes for file in self.store.list()) + sum(
+            self._expected.values()
+        )
+
+    @contextmanager
+    def _alone(self, sha256: str) -> Iterator[None]:
+        """Let one thread at a time handle a digest."""
+        with self._guard:
+            lock, waiting = self._locks.get(sha256, (threading.Lock(), 0))
+            self._locks[sha256] = (lock, waiting + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, waiting = self._locks.pop(sha256)
+                if waiting > 1:
+                    self._locks[sha256] = (lock, waiting - 1)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return what changes whenever the bytes or the rights of a file change."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
