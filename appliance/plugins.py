@@ -175,7 +175,7 @@ def _shape_problem(impl: pluggy.HookImpl) -> str | None:
     if impl.wrapper or impl.hookwrapper:
         return "is a wrapper, and a hook has one answer"
     if impl.kwargnames:
-        return f"gives a default to {', '.join(impl.kwargnames)}, which would never be passed"
+        return f"gives a default to {', '.join(impl.kwargnames)}, which not every pluggy passes"
     return None
 
 

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from appliance.hooks import Weights
+from appliance.testing.nodes import make_node, make_request
+from appliance.testing.weight import WeightContract
+
+
+class TestVcpus(WeightContract, plugin="vcpus"):
+    def test_fewer_free_vcpus_scores_lower(self, driver: Weights) -> None:
+        nodes = [make_node(1, vcpus_claimed=8), make_node(2)]
+        [(_, scores)] = driver.score(make_request(), nodes)
+        assert scores == [0.0, 1.0]
