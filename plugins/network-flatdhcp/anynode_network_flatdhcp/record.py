@@ -1,0 +1,81 @@
+"""What the plugin means to have on this node, written before it is made.
+
+The kernel is the truth of what there is; the record only says which of it is ours to put right or
+to remove after a crash, and what a setting was before we changed it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from appliance.errors import ConfigError
+from appliance.model import NetworkSpec
+
+
+class Forwarding(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of ``ip_forward`` before us, during one boot of the machine."""
+
+    boot_id: str
+    before: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Networks by id, the network of each port by port id, and what forwarding was."""
+
+    networks: dict[str, NetworkSpec] = {}
+    ports: dict[str, str] = {}
+    forwarding: Forwarding | None = None
+
+    def with_network(self, network: NetworkSpec) -> Record:
+        """Return the record with that network."""
+        networks = {**self.networks, network.network_id: network}
+        return msgspec.structs.replace(self, networks=networks)
+
+    def without_network(self, network_id: str) -> Record:
+        """Return the record without that network and its ports."""
+        networks = {key: spec for key, spec in self.networks.items() if key != network_id}
+        ports = {key: owner for key, owner in self.ports.items() if owner != network_id}
+        return msgspec.structs.replace(self, networks=networks, ports=ports)
+
+    def with_port(self, port_id: str, network_id: str) -> Record:
+        """Return the record with that port."""
+        return msgspec.structs.replace(self, ports={**self.ports, port_id: network_id})
+
+    def without_port(self, port_id: str) -> Record:
+        """Return the record without that port."""
+        ports = {key: owner for key, owner in self.ports.items() if key != port_id}
+        return msgspec.structs.replace(self, ports=ports)
+
+
+class RecordFile:
+    """The record on disk; every change replaces the file as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.value = self._read()
+
+    def _read(self) -> Record:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            return Record()
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                f"The record of networks {self._path} cannot be read: {error}.",
+                hint="Move it away; bridges and taps are found by their marks in the kernel.",
+            ) from error
+
+    def write(self, value: Record) -> None:
+        """Make the value durable, then current; nothing is written when nothing changed."""
+        if value == self.value:
+            return
+        new = self._path.with_name(f".{self._path.name}.new")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(value))
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(self._path)
+        self.value = value
