@@ -1,0 +1,1 @@
+"""The API role: front doors that clients call."""

@@ -1,0 +1,1 @@
+"""The EC2 Query protocol: requests to parameters, results to XML, signatures; no HTTP, no store."""
