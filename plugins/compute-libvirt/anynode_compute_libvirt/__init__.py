@@ -1,0 +1,50 @@
+"""Instances on KVM, or on QEMU's emulation where there is no KVM, through libvirt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from anynode_compute_libvirt.daemon import APT_LINE, SOCKET, ensure_daemons
+from appliance.errors import ConfigError
+from appliance.hookspecs import PluginContext
+
+api_versions = frozenset({1})
+SYSTEM_URI = "qemu:///system"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of this plugin."""
+
+    uri: Annotated[str, Meta(description="libvirt's URI of this node's hypervisor")] = SYSTEM_URI
+    virtualization: Annotated[
+        Literal["auto", "kvm", "qemu"],
+        Meta(
+            description="kvm: hardware virtualization; qemu: emulation, slow but works anywhere; "
+            "auto: kvm where the processor and libvirt both have it"
+        ),
+    ] = "auto"
+    start_daemon: Annotated[
+        bool, Meta(description="start libvirt's daemons when qemu:///system does not answer")
+    ] = True
+
+
+def create(settings: Settings, context: PluginContext) -> object:
+    """Return the driver; starts libvirt's daemons when they are missing and it may.
+
+    :raises ConfigError: libvirt, or its Python binding, is not installed.
+    """
+    try:
+        from anynode_compute_libvirt.driver import LibvirtCompute
+    except ImportError as error:
+        raise ConfigError(
+            f"The libvirt binding of this Python cannot be imported: {error}.",
+            hint=f"Install libvirt-python; it needs libvirt itself: {APT_LINE}",
+        ) from error
+    if settings.start_daemon and settings.uri == SYSTEM_URI:
+        ensure_daemons(context.run_dir, socket_path=Path(SOCKET))
+    return LibvirtCompute(
+        uri=settings.uri, virtualization=settings.virtualization, disk_path=context.state_dir
+    )
