@@ -62,17 +62,17 @@ def make_port(network: NetworkSpec, number: int = 1) -> PortSpec:
 class NetworkContract:
     """What every network plugin must do."""
 
-    @pytest.fixture()
+    @pytest.fixture
     def network_type(self) -> str:
         """Return the short name of the plugin."""
         raise NotImplementedError("Override this fixture.")
 
-    @pytest.fixture()
+    @pytest.fixture
     def driver(self) -> Network:
         """Return the facade around a fresh plugin."""
         raise NotImplementedError("Override this fixture.")
 
-    @pytest.fixture()
+    @pytest.fixture
     def network(self, network_type: str) -> NetworkSpec:
         """Return the network that the tests make."""
         return make_network(network_type)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-
 from anynode_network_fake import FakeNetwork, Settings, create
+
 from appliance.hooks import Network
 from appliance.hookspecs import PluginContext, PluginSource
 from appliance.testing.network import NetworkContract, make_network, make_port
@@ -23,11 +23,11 @@ def context(directory: Path) -> PluginContext:
 
 
 class TestFakeNetwork(NetworkContract):
-    @pytest.fixture()
+    @pytest.fixture
     def network_type(self) -> str:
         return "fake"
 
-    @pytest.fixture()
+    @pytest.fixture
     def driver(self, tmp_path: Path) -> Network:
         return Network("fake", create(Settings(), context(tmp_path)))
 
