@@ -96,7 +96,7 @@ def answer(request: Request, subject: Subject | None, tokens: Tokens, now: float
     if request.method not in ("GET", "HEAD"):
         return error(HTTPStatus.METHOD_NOT_ALLOWED, ("Allow", "GET, HEAD"))
     headers: tuple[tuple[str, str], ...] = ()
-    about = subject.binding.metadata
+    about = subject.metadata
     token = request.headers.get(_TOKEN)
     if token is not None:
         remaining_s = tokens.remaining_s(token, request.network_id, about.instance_id, now=now)
@@ -127,7 +127,7 @@ def error(status: HTTPStatus, *headers: tuple[str, str]) -> Response:
 def _is_at_source(subject: Subject, request: Request) -> bool:
     return any(
         port.network_id == request.network_id and request.source in port.addresses
-        for port in subject.binding.ports
+        for port in subject.ports
     )
 
 
@@ -154,7 +154,7 @@ def _answer_token(request: Request, subject: Subject, tokens: Tokens, now: float
     wanted = request.headers.get(TTL_HEADER.lower(), "")
     if not _TTL.fullmatch(wanted) or not 1 <= int(wanted) <= LONGEST_TTL_S:
         return error(HTTPStatus.BAD_REQUEST)
-    about = subject.binding.metadata
+    about = subject.metadata
     token = tokens.issue(request.network_id, about.instance_id, now=now, ttl_s=int(wanted))
     return Response(
         status=HTTPStatus.OK.value,
@@ -177,7 +177,7 @@ def _answer_path(
     tree = render(subject)
     item = find(tree, path[1:]) if path[0] in VERSIONS else None
     if isinstance(item, dict):
-        body = listing(item, path[1:], subject.binding.metadata.key_name)
+        body = listing(item, path[1:], subject.metadata.key_name)
         return Response(status=HTTPStatus.OK.value, body=body, headers=headers)
     if item is None or is_directory:
         return error(HTTPStatus.NOT_FOUND)

@@ -7,7 +7,7 @@ import ipaddress
 import json
 import re
 
-from appliance.model import Binding, BlockDeviceSpec, NetworkSpec, PortSpec, Value
+from appliance.model import BlockDeviceSpec, InstanceMetadata, NetworkSpec, PortSpec, Value
 
 Tree = dict[str, "Tree | bytes"]
 """A directory: names to directories or contents."""
@@ -48,15 +48,21 @@ _TAG_NAME = re.compile(r"[A-Za-z0-9+\-=._:@]{1,128}")
 
 
 class Subject(Value, frozen=True, kw_only=True):
-    """An instance as its metadata shows it: its binding, and its disks, the root disk first."""
+    """An instance as its metadata shows it.
 
-    binding: Binding
+    ``ports`` are at least the one that asks, ``networks`` at least those of the ports;
+    ``block_devices`` begin with the root disk, and none leaves them out.
+    """
+
+    metadata: InstanceMetadata
+    ports: tuple[PortSpec, ...]
+    networks: tuple[NetworkSpec, ...]
     block_devices: tuple[BlockDeviceSpec, ...] = ()
 
 
 def render(subject: Subject) -> Tree:
     """Return what lies below a version."""
-    user_data = subject.binding.metadata.user_data_base64
+    user_data = subject.metadata.user_data_base64
     tree: Tree = {
         "dynamic": {"instance-identity": {"document": _text(_identity_document(subject))}},
         "meta-data": _meta_data(subject),
@@ -91,10 +97,9 @@ def find(tree: Tree, path: tuple[str, ...]) -> Tree | bytes | None:
 
 
 def _meta_data(subject: Subject) -> Tree:
-    binding = subject.binding
-    about = binding.metadata
-    first = min(binding.ports, key=lambda port: port.device_index)
-    network = _network_of(binding, first)
+    about = subject.metadata
+    first = min(subject.ports, key=lambda port: port.device_index)
+    network = _network_of(subject, first)
     hostname = _full_name(about.hostname, network)
     tree: Tree = {
         "ami-id": _text(about.image_id),
@@ -110,7 +115,7 @@ def _meta_data(subject: Subject) -> Tree:
         "local-hostname": _text(hostname),
         "local-ipv4": _text("".join(_addresses(first, 4)[:1])),
         "mac": _text(first.mac),
-        "network": {"interfaces": {"macs": _cards(binding)}},
+        "network": {"interfaces": {"macs": _cards(subject)}},
         "placement": {
             "availability-zone": _text(about.zone),
             "region": _text(about.region),
@@ -125,11 +130,11 @@ def _meta_data(subject: Subject) -> Tree:
     return {name: item for name, item in tree.items() if item or name == "security-groups"}
 
 
-def _cards(binding: Binding) -> Tree:
-    about = binding.metadata
+def _cards(subject: Subject) -> Tree:
+    about = subject.metadata
     cards: Tree = {}
-    for port in sorted(binding.ports, key=lambda one: one.device_index):
-        network = _network_of(binding, port)
+    for port in sorted(subject.ports, key=lambda one: one.device_index):
+        network = _network_of(subject, port)
         card: Tree = {
             "device-number": _text(str(port.device_index)),
             "interface-id": _text(port.port_id),
@@ -150,8 +155,8 @@ def _cards(binding: Binding) -> Tree:
 
 
 def _identity_document(subject: Subject) -> str:
-    about = subject.binding.metadata
-    first = min(subject.binding.ports, key=lambda port: port.device_index)
+    about = subject.metadata
+    first = min(subject.ports, key=lambda port: port.device_index)
     document = {
         "accountId": about.project_id,
         "architecture": "x86_64",
@@ -189,8 +194,8 @@ def _tags(tags: dict[str, str]) -> Tree:
     }
 
 
-def _network_of(binding: Binding, port: PortSpec) -> NetworkSpec:
-    return next(one for one in binding.networks if one.network_id == port.network_id)
+def _network_of(subject: Subject, port: PortSpec) -> NetworkSpec:
+    return next(one for one in subject.networks if one.network_id == port.network_id)
 
 
 def _full_name(hostname: str, network: NetworkSpec) -> str:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from appliance.datapath.metadata import LONGEST_TTL_S, Request, Response, Tokens, answer
 from appliance.datapath.metadata_tree import VERSIONS, Subject
 from appliance.model import (
-    Binding,
     BlockDeviceSpec,
     ImageRef,
     InstanceMetadata,
@@ -62,13 +61,9 @@ def make_subject(number: int = 1, network_id: str = "subnet-1", **about: Any) ->
     }
     image = ImageRef(image_id="ami-1", sha256="0" * 64, format="qcow2", size_bytes=1)
     return Subject(
-        binding=Binding(
-            instance_id=f"i-{number}",
-            epoch=1,
-            networks=(network,),
-            ports=(port,),
-            metadata=InstanceMetadata(**fields),
-        ),
+        metadata=InstanceMetadata(**fields),
+        ports=(port,),
+        networks=(network,),
         block_devices=(
             BlockDeviceSpec(device_name="/dev/sda1", disk_gib=1, image=image),
             BlockDeviceSpec(device_name="/dev/sdb", disk_gib=1, image=image),
@@ -112,8 +107,8 @@ def text(target: str, subject: Subject = RICH) -> str:
 
 
 def get_token(subject: Subject = RICH, ttl: str = "60") -> str:
-    source = subject.binding.ports[0].addresses[0]
-    network_id = subject.binding.ports[0].network_id
+    source = subject.ports[0].addresses[0]
+    network_id = subject.ports[0].network_id
     response = ask(
         "/latest/api/token",
         subject,

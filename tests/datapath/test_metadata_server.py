@@ -13,7 +13,7 @@ import pytest
 from appliance.datapath.metadata_server import Bounds, MetadataServer, parse_head
 from appliance.datapath.metadata_tree import Subject
 from appliance.errors import ConfigError
-from appliance.model import Binding, InstanceMetadata, NetworkSpec, PortSpec
+from appliance.model import InstanceMetadata, NetworkSpec, PortSpec
 from appliance.testing.namespaces import Namespace, set_up
 
 KEY = b"k" * 32
@@ -52,10 +52,7 @@ def subject(network_id: str, instance_id: str, address: str, hop_limit: int = 1)
         user_data_base64=base64.b64encode(USER_DATA).decode(),
         token_hop_limit=hop_limit,
     )
-    binding = Binding(
-        instance_id=instance_id, epoch=1, networks=(network,), ports=(port,), metadata=metadata
-    )
-    return Subject(binding=binding)
+    return Subject(metadata=metadata, ports=(port,), networks=(network,))
 
 
 JOURNAL = {
