@@ -152,7 +152,8 @@ def relay(group: str, name: str, member: object) -> pluggy.PluginManager:
         manager.register(member, name)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        raise PluginError(f"Plugin {name!r} breaks the contract of {group}: {error}") from error
+        problem = " ".join(str(error).split())
+        raise PluginError(f"Plugin {name!r} breaks the contract of {group}: {problem}.") from error
     filled = [
         impl for caller in manager.get_hookcallers(member) or () for impl in caller.get_hookimpls()
     ]
@@ -162,11 +163,10 @@ def relay(group: str, name: str, member: object) -> pluggy.PluginManager:
             hint="Mark its methods with appliance.hookspecs.hookimpl.",
         )
     for impl in filled:
-        problem = _shape_problem(impl)
-        if problem:
+        shape = _shape_problem(impl)
+        if shape:
             raise PluginError(
-                f"Plugin {name!r} breaks the contract of {group}: "
-                f"{impl.function.__name__} {problem}."
+                f"Plugin {name!r} breaks the contract of {group}: {impl.function.__name__} {shape}."
             )
     return manager
 

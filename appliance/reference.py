@@ -1,0 +1,147 @@
+"""The reference pages that are written from the code: ``python -m appliance.reference FOLDER``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from appliance import errors, hookspecs, model
+from appliance.config import Config, settings_of
+from appliance.hooks import hook_names
+
+_WRITTEN = "<!-- Written by `python -m appliance.reference`; a test compares. -->"
+_FIELD = re.compile(r"^:(param|returns|raises)\s*(\w*):\s*", re.MULTILINE)
+
+
+def hooks_page() -> str:
+    """Return the page of all hooks, and of the values that they take and answer."""
+    lines = ["# Hooks", "", _WRITTEN, "", *_text(hookspecs), ""]
+    lines += [f"API versions of this release: {sorted(hookspecs.API_VERSIONS)}.", ""]
+    for group, spec in hookspecs.GROUPS.items():
+        lines += [f"## {group.removeprefix('appliance.')}", "", *_text(spec), ""]
+        for name in hook_names(group):
+            lines += [*_hook(name, vars(spec)[name]), ""]
+    lines += ["## Values", "", *_text(model), ""]
+    for value in _values():
+        lines += [f"### {value.__name__}", "", *_text(value), "", *_members(value), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def errors_page() -> str:
+    """Return the page of all errors with their stable codes."""
+    lines = ["# Errors", "", _WRITTEN, "", *_text(errors), ""]
+    lines += ["| code | HTTP status | class | meaning |", "|---|---|---|---|"]
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.AnynodeError):
+            meaning = _text(kind)[0]
+            lines.append(f"| `{kind.code}` | {kind.http_status} | `{kind.__name__}` | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    """Return the page of all settings of ``anynode.toml``; plugins document their own."""
+    lines = ["# Settings", "", _WRITTEN, "", "| setting | type | default | meaning |"]
+    lines.append("|---|---|---|---|")
+    for setting in settings_of(Config):
+        default = repr(setting.default)
+        lines.append(f"| `{setting.name}` | {setting.type} | `{default}` | {setting.help} |")
+    lines += ["", "Settings of a plugin are in `[plugins.<group>.<name>]`; its README lists them."]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "hooks.md": hooks_page,
+    "errors.md": errors_page,
+    "settings.md": settings_page,
+}
+"""Every written page by its name under ``docs/reference``."""
+
+
+def _text(documented: object) -> list[str]:
+    """Return a docstring as Markdown."""
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", inspect.getdoc(documented) or "")
+    text = text.replace("``", "`")
+    fields = list(_FIELD.finditer(text))
+    if not fields:
+        return text.splitlines()
+    lines = [*text[: fields[0].start()].rstrip().splitlines(), ""]
+    ends = [field.start() for field in fields[1:]] + [len(text)]
+    for field, end in zip(fields, ends, strict=True):
+        kind, name = field.groups()
+        label = {"returns": "returns", "raises": f"raises `{name}`"}.get(kind, f"`{name}`")
+        lines.append(f"- {label}: {' '.join(text[field.end() : end].split())}")
+    return lines
+
+
+def _hook(name: str, hook: Any) -> Iterator[str]:
+    signature = inspect.signature(hook)
+    arguments = ", ".join(
+        f"{one.name}: {one.annotation}"
+        for one in signature.parameters.values()
+        if one.name != "self"
+    )
+    yield from (f"### {name}", "", "```python")
+    yield f"{name}({arguments}) -> {signature.return_annotation}"
+    yield from ("```", "", *_text(hook))
+
+
+def _values() -> list[type]:
+    """Return the values that hooks name, and the values in those, in the order of the model."""
+    words: set[str] = set()
+    for group, spec in hookspecs.GROUPS.items():
+        for name in hook_names(group):
+            words.update(_words(vars(spec)[name].__annotations__.values()))
+    known = {
+        name: kind
+        for name, kind in vars(model).items()
+        if isinstance(kind, type) and kind.__module__ == model.__name__
+    }
+    while (
+        new := {
+            word
+            for name in words & known.keys()
+            for word in _words(known[name].__annotations__.values())
+        }
+        - words
+    ):
+        words |= new
+    return [kind for name, kind in known.items() if name in words and name != "Value"]
+
+
+def _words(annotations: Any) -> set[str]:
+    return {word for annotation in annotations for word in re.findall(r"\w+", str(annotation))}
+
+
+def _members(value: type) -> Iterator[str]:
+    if not issubclass(value, msgspec.Struct):
+        yield from (f"- `{member.value}`" for member in value)  # type: ignore[attr-defined]
+        return
+    yield from ("| field | type | default |", "|---|---|---|")
+    hints = get_type_hints(value)
+    for field in msgspec.structs.fields(value):
+        shown = value.__annotations__.get(field.name, hints[field.name])
+        default = "" if field.required else f"`{_default(field)!r}`"
+        yield f"| `{field.name}` | `{shown}` | {default} |".replace(" | None", " \\| None")
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default
+
+
+def main() -> None:
+    """Write all pages into the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    for name, page in PAGES.items():
+        (folder / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
