@@ -32,6 +32,8 @@ run() {
     "$@" >"$log" 2>&1 </dev/null || status=$?
     [ $status -ne 0 ] || return 0
     printf '%s\n' "----- the end of $log" >&2
+    # pip names what it works on long before it says what is wrong with it.
+    grep -E '^(Obtaining|Collecting) ' "$log" | tail -n 1 >&2 || true
     tail -n 15 "$log" >&2
     printf '%s\n' "-----" >&2
     die "'$(basename "$1")' failed with status $status. $hint"
