@@ -118,6 +118,8 @@ class ImageCache:
             self._verified[sha256] = _stamp(path)
         except FileNotFoundError as error:
             raise NotFound(f"Image file {sha256} is not on this node.") from error
+        except OSError as error:
+            raise Unavailable(f"Could not use image file {path}: {error.strerror}.") from error
         return path
 
     def _reserve(self, image: ImageRef, used: Collection[str]) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -267,10 +267,10 @@ class ImageStore:
             try:
                 self.verify(incoming.sha256)
             except Unavailable:
-                spare = f".replacement-{incoming.sha256}"
-                (self.directory / spare).unlink(missing_ok=True)
-                incoming.link(self.directory, spare)
-                os.replace(self.directory / spare, self.directory / incoming.sha256)
+                self.remove(incoming.sha256)
+                with suppress(FileExistsError):
+                    # Somebody else who brought the same bytes was faster.
+                    incoming.link(self.directory, incoming.sha256)
         _sync_directory(self.directory)
 
 

@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 
 import appliance
-from appliance.errors import CommandFailed, Conflict, InputError, LimitExceeded
+from appliance.errors import (
+    CommandFailed,
+    Conflict,
+    InputError,
+    LimitExceeded,
+    Unavailable,
+)
 from appliance.images import disk
 from appliance.images.disk import create_overlay
+from appliance.run import Limits
 
 GIB = 1 << 30
 ROOT = Path(appliance.__file__).parent.parent
@@ -146,9 +153,17 @@ def test_failure_leaves_nothing(
     make_image: MakeImage, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = make_image("base", "raw", "64M")
-    limits = disk.Limits(file_size_bytes=1000)
-    monkeypatch.setattr(disk, "_QEMU_IMG_LIMITS", limits)
-    with pytest.raises(CommandFailed):
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_QEMU_IMG_LIMITS", Limits(file_size_bytes=1000))
+        with pytest.raises(CommandFailed):
+            create_overlay(home / "disk.qcow2", base, "raw")
+    assert files_in(home) == []
+
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Unavailable, match="Input/output error"):
         create_overlay(home / "disk.qcow2", base, "raw")
     assert files_in(home) == []
 
