@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from appliance import errors
-from appliance.errors import AnynodeError, CommandFailed, NotFound, StepFailed, cause_chain
+from appliance.errors import AnynodeError, CommandFailed, NotFound, Unavailable, cause_chain
 
 
 class TestTree:
@@ -29,7 +29,7 @@ class TestCauseChain:
     def test_outermost_first_without_hints(self) -> None:
         root = OSError(2, "No such file")
         middle = CommandFailed("Could not start 'x'.", hint="Install it.")
-        outer = StepFailed("Could not create the disk.")
+        outer = Unavailable("Could not create the disk.")
         middle.__cause__, outer.__cause__ = root, middle
         assert cause_chain(outer) == (
             "Could not create the disk.",
