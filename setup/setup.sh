@@ -23,20 +23,44 @@ die() {
     exit 1
 }
 
+child='' stopping='' patient=''
+
+# Ctrl-C and the like: pip can be stopped anywhere, apt would leave half-installed packages behind.
+stop() {
+    stopping=1
+    if [ -z "$child" ]; then
+        printf 'setup: interrupted; run it again to go on.\n' >&2
+        exit 130
+    elif [ -n "$patient" ]; then
+        say "stop as soon as apt has finished what it began"
+    else
+        kill -TERM -- "-$child" 2>/dev/null || true
+    fi
+}
+trap stop INT TERM HUP
+
 # run LOG HINT COMMAND...: run with the output in var/log/LOG, and show its end when it fails.
+# The command has a session of its own, so that it gets no signals but those of stop().
 run() {
-    local log=$logs/$1 hint=$2
+    local log=$logs/$1 hint=$2 status
     shift 2
     mkdir -p "$logs"
-    local status=0
-    "$@" >"$log" 2>&1 </dev/null || status=$?
+    setsid "$@" >"$log" 2>&1 </dev/null &
+    child=$!
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2>/dev/null || break
+    done
+    child=''
+    [ -z "$stopping" ] || stop
     [ $status -ne 0 ] || return 0
     printf '%s\n' "----- the end of $log" >&2
     # pip names what it works on long before it says what is wrong with it.
     grep -E '^(Obtaining|Collecting) ' "$log" | tail -n 1 >&2 || true
     tail -n 15 "$log" >&2
     printf '%s\n' "-----" >&2
-    die "'$(basename "$1")' failed with status $status. $hint"
+    die "'$*' failed with status $status. $hint"
 }
 
 digest() {
@@ -69,17 +93,30 @@ install_packages() {
     local missing
     missing=$(missing_packages)
     [ -n "$missing" ] || return 0
-    local apt=(env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
-        apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 -y)
+    export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+    local apt=(apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 -y)
     say "fetch the package lists"
     run apt-update.log "Check the network and /etc/apt, then run it again." "${apt[@]}" update
-    say "install $(wc -w <<<"$missing") Debian packages, see var/log/apt-install.log"
-    # An earlier installation that was interrupted blocks every other one until it is completed.
-    run dpkg.log "Repair the package database ('dpkg --configure -a'), then run it again." \
-        env DEBIAN_FRONTEND=noninteractive dpkg --configure -a
-    # shellcheck disable=SC2086
-    run apt-install.log "Check the network and the disk space, then run it again." \
-        "${apt[@]}" --no-install-recommends install $missing
+    patient=1
+    # An installation that was cut off blocks every later one until it is completed. apt completes
+    # most; what dpkg was unpacking at that moment has to be installed again by name.
+    local broken
+    broken=$(dpkg-query -W -f '${db:Status-Eflag} ${db:Status-Status} ${Package}\n' |
+        awk '$1 != "ok" || ($2 != "installed" && $2 != "config-files" && $2 != "not-installed") { print $3 }')
+    if [ -n "$broken" ]; then
+        say "complete an installation that was interrupted: $(wc -w <<<"$broken") packages"
+        # shellcheck disable=SC2086
+        run apt-repair.log "Repair the package database ('apt-get -f install'), then run it again." \
+            "${apt[@]}" --no-install-recommends --fix-broken --reinstall install $broken
+        missing=$(missing_packages)
+    fi
+    if [ -n "$missing" ]; then
+        say "install $(wc -w <<<"$missing") Debian packages, see var/log/apt-install.log"
+        # shellcheck disable=SC2086
+        run apt-install.log "Check the network and the disk space, then run it again." \
+            "${apt[@]}" --no-install-recommends install $missing
+    fi
+    patient=''
 }
 
 python_version() {
@@ -167,8 +204,6 @@ is_complete() {
         [ "$(readlink -f "$venv/bin/python")" = "$(readlink -f $python)" ] &&
         [ -z "$(missing_packages)" ]
 }
-
-trap 'printf "\nsetup: interrupted; run it again to go on.\n" >&2; exit 130' INT TERM
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     die "this is for Debian 12, Ubuntu 24.04 or newer: no apt-get was found."
