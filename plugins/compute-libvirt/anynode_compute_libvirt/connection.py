@@ -133,7 +133,7 @@ class Connection:
             _run_event_loop()
             try:
                 live = libvirt.open(self.uri)
-                live.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
+                _keep_alive(live)
                 live.domainEventRegisterAny(
                     None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
                 )
@@ -149,6 +149,15 @@ class Connection:
 
     def _lifecycle(self, _live: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
         self._on_event(domain, event, detail)
+
+
+def _keep_alive(live: Any) -> None:
+    try:
+        live.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
+    except libvirt.libvirtError as error:
+        # A hypervisor inside this process has no daemon that could fall silent.
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
 
 
 def _is_alive(live: Any) -> bool:
