@@ -60,7 +60,7 @@ run() {
     grep -E '^(Obtaining|Collecting) ' "$log" | tail -n 1 >&2 || true
     tail -n 15 "$log" >&2
     printf '%s\n' "-----" >&2
-    die "'$*' failed with status $status. $hint"
+    die "'$(basename "$1")' failed with status $status. $hint"
 }
 
 digest() {
@@ -98,16 +98,10 @@ install_packages() {
     say "fetch the package lists"
     run apt-update.log "Check the network and /etc/apt, then run it again." "${apt[@]}" update
     patient=1
-    # An installation that was cut off blocks every later one until it is completed. apt completes
-    # most; what dpkg was unpacking at that moment has to be installed again by name.
-    local broken
-    broken=$(dpkg-query -W -f '${db:Status-Eflag} ${db:Status-Status} ${Package}\n' |
-        awk '$1 != "ok" || ($2 != "installed" && $2 != "config-files" && $2 != "not-installed") { print $3 }')
-    if [ -n "$broken" ]; then
-        say "complete an installation that was interrupted: $(wc -w <<<"$broken") packages"
-        # shellcheck disable=SC2086
-        run apt-repair.log "Repair the package database ('apt-get -f install'), then run it again." \
-            "${apt[@]}" --no-install-recommends --fix-broken --reinstall install $broken
+    if [ -n "$(dpkg --audit)" ]; then
+        say "complete an installation that was interrupted"
+        run apt-repair.log "Repair the packages ('apt-get -f install'), then run it again." \
+            "$setup/repair-packages" "${apt[@]}"
         missing=$(missing_packages)
     fi
     if [ -n "$missing" ]; then
