@@ -120,6 +120,9 @@ class NetworkSettings(Section, frozen=True, kw_only=True):
     dns: Annotated[
         tuple[str, ...], _meaning("name servers for instances; none: those of the node")
     ] = ()
+    metadata: Annotated[
+        bool, _meaning("whether instances find the metadata service at 169.254.169.254")
+    ] = True
     mtu: Annotated[int, _meaning("bytes that a frame of an instance may carry", ge=576)] = 1500
     address_quarantine_s: Annotated[
         float, _meaning("seconds after which an unconfirmed freed address is issued again", ge=0)
@@ -154,11 +157,18 @@ class ComputeSettings(Section, frozen=True, kw_only=True):
     inventory_every_s: Annotated[
         float, _meaning("seconds between two comparisons with the controller", gt=0)
     ] = 60.0
+    retry_s: Annotated[
+        float, _meaning("seconds after which work that failed is tried again", gt=0)
+    ] = 5.0
     heartbeat_every_s: Annotated[float, _meaning("seconds between two heartbeats", gt=0)] = 5.0
 
 
 class ImageSettings(Section, frozen=True, kw_only=True):
     """Images on this node."""
+
+    group: Annotated[
+        str, _meaning("group of the QEMU user, which reads images; empty: that of the node")
+    ] = "kvm"
 
     cache_mib: Annotated[int, _meaning("MiB of images fetched from others to keep", ge=0)] = 20480
     largest_gib: Annotated[int, _meaning("GiB of virtual size that an image may have", ge=1)] = 2048
@@ -209,6 +219,11 @@ class Config(Section, frozen=True, kw_only=True):
     def run_dir(self) -> Path:
         """The folder of what does not outlive a reboot."""
         return Path(self.node.run_dir)
+
+    @property
+    def images_dir(self) -> Path:
+        """The folder of the image store."""
+        return self.state_dir / "images"
 
     @property
     def store_url(self) -> str:

@@ -90,12 +90,6 @@ class CommandFailed(AnynodeError):
     code = "CommandFailed"
 
 
-class StepFailed(AnynodeError):
-    """A step of a launch or removal failed; what was undone is in the timeline."""
-
-    code = "StepFailed"
-
-
 class Stale(AnynodeError):
     """The order or binding belongs to an epoch that is no longer current; drop it."""
 

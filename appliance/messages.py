@@ -69,13 +69,15 @@ class Order(InstanceMessage, frozen=True, kw_only=True):
 
     ``verb`` is ``run`` (build it, or start it again from its own disk), ``stop``, ``reboot`` or
     ``remove``. ``revision`` is that of the desired state; an older one is dropped. ``spec`` comes
-    with ``run``. ``is_forced`` skips the polite part of stop and reboot.
+    with ``run``; ``adopts_epoch`` is that of the stopped copy whose disk it goes on with.
+    ``is_forced`` skips the polite part of stop and reboot.
     """
 
     epoch: int
     revision: int
     verb: str
     spec: InstanceSpec | None = None
+    adopts_epoch: int = 0
     is_forced: bool = False
 
 
@@ -105,7 +107,12 @@ class ReportConfirmed(InstanceMessage, frozen=True, kw_only=True):
 
 
 class Wanted(InstanceMessage, frozen=True, kw_only=True):
-    """To ``controller``: the desired state of an instance has changed; bring it about."""
+    """To ``controller``: the desired state of an instance has changed; bring it about.
+
+    ``is_forced`` skips the polite part of a stop.
+    """
+
+    is_forced: bool = False
 
 
 class RebootWanted(InstanceMessage, frozen=True, kw_only=True):
@@ -243,11 +250,14 @@ class Done(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """To ``controller``: a node is alive; capacities are before overcommit."""
+    """To ``controller``: a node is alive; what it has, and what it offers with overcommit."""
 
     node_id: str
     boot_id: str
     capacity: NodeCapacity
+    offered_vcpus: int
+    offered_memory_mib: int
+    offered_disk_gib: int
     versions: tuple[int, ...] = (1,)
 
 

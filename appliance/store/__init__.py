@@ -72,6 +72,11 @@ class Transaction:
         """Announce something once this transaction has committed; it may get lost."""
         self.announcements.append((topic, message))
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the store is SQLite, for the few statements that have no common form."""
+        return self._connection.dialect.name == "sqlite"
+
     def flush(self) -> None:
         """Write the casts to the outbox; called once, before COMMIT."""
         if self.casts:

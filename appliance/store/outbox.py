@@ -15,9 +15,9 @@ def take(tx: Transaction, message_id: str) -> bool:
 
 def pending(tx: Transaction) -> list[OutboxRow]:
     """Return the rows that await their handler, oldest first, at most 1,000."""
-    columns = (outbox.c.id, outbox.c.topic, outbox.c.lane, outbox.c.kind, outbox.c.body)
+    columns = [outbox.c[name] for name in OutboxRow._fields]
     query = select(*columns).where(outbox.c.dead_at.is_(None)).order_by(outbox.c.created_at)
-    return [OutboxRow(*row) for row in tx.execute(query.limit(1000))]
+    return [OutboxRow._make(row) for row in tx.execute(query.limit(1000))]
 
 
 def bury(tx: Transaction, message_id: str, attempts: int, error: str) -> None:

@@ -276,6 +276,7 @@ instances = Table(
     Column("epoch", Integer, nullable=False, default=0),
     Column("seq", BigInteger, nullable=False, default=0),
     Column("attempts", Integer, nullable=False, default=0),
+    Column("is_counted", Boolean, nullable=False, default=True),
     _id("node_id", index=True),
     Column("reason_code", String(64), nullable=False, default=""),
     Column("reason_message", Text, nullable=False, default=""),
@@ -286,6 +287,7 @@ instances = Table(
     _time("terminated_at"),
     _time("progress_at", nullable=False),
     Index(None, "project_id", "id"),
+    Index(None, "project_id", "created_at", "id"),
     Index(None, "state", "progress_at"),
 )
 
@@ -339,6 +341,7 @@ placements = Table(
     Column("epoch", Integer, primary_key=True),
     _id("node_id", nullable=False),
     Column("phase", String(16), nullable=False),
+    Column("adopts_epoch", Integer, nullable=False, default=0),
     Column("vcpus", Integer, nullable=False),
     Column("memory_mib", BigInteger, nullable=False),
     Column("disk_gib", BigInteger, nullable=False),

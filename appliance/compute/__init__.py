@@ -1,0 +1,1 @@
+"""The compute role: builds and removes the instances of its node."""

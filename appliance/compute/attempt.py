@@ -1,0 +1,103 @@
+"""One attempt to carry out an order: its steps, its timeline, and leaving off when overtaken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from appliance.compute.record import Held
+from appliance.compute.subject import Drivers, Subject
+from appliance.errors import Stale
+from appliance.model import TimelineEntry
+from appliance.steps import Failure, Step, StepResult, run_steps
+
+INTERIM_S = 1.0
+"""Seconds after which a launch that is under way shows its timeline so far."""
+
+
+class Records(Protocol):
+    """The records of a node's instances, as an attempt sees them."""
+
+    def held(self) -> dict[str, Held]:
+        """Return all records."""
+        ...
+
+    def save(self, held: Held) -> None:
+        """Write one."""
+        ...
+
+    def send_interim(self, held: Held, entries: list[TimelineEntry]) -> None:
+        """Show how far the work has come."""
+        ...
+
+
+class Attempt:
+    """A run of steps for an order, with the timeline that it leaves."""
+
+    def __init__(self, drivers: Drivers, held: Held, records: Records) -> None:
+        self.held = held
+        self.entries: list[TimelineEntry] = []
+        self._parts = drivers.parts
+        self._records = records
+        self._shown_at = self._parts.world.clock.monotonic()
+        self._subject = Subject(
+            drivers=drivers, held=held, save=self.save, check_wanted=self.check_wanted
+        )
+
+    def save(self, held: Held) -> None:
+        """Write what a step found out, unless a newer order has come."""
+        self.check_wanted()
+        self.held = self._subject.held = held
+        self._records.save(held)
+
+    def is_overtaken_by(self, now: Held) -> bool:
+        """Say whether a record is that of a newer order."""
+        mine = (self.held.epoch, self.held.revision, self.held.verb)
+        return (now.epoch, now.revision, now.verb) != mine
+
+    def is_overtaken(self) -> bool:
+        """Say whether a newer order has come meanwhile."""
+        now = self._records.held().get(self.held.instance_id)
+        return now is None or self.is_overtaken_by(now)
+
+    def check_wanted(self) -> None:
+        """Raise Stale once a newer order has come."""
+        if self.is_overtaken():
+            raise Stale(f"A newer order for {self.held.instance_id} has come.")
+
+    def steps(self, steps: tuple[Step[Subject], ...]) -> Failure | None:
+        """Run steps, leaving off when a newer order comes; return what failed."""
+        checked = [_checked(step, self.check_wanted) for step in steps]
+        return run_steps(checked, self._subject, world=self._parts.world, record=self._record)
+
+    def _record(self, result: StepResult) -> None:
+        self.entries.append(
+            TimelineEntry(
+                instance_id=self.held.instance_id,
+                epoch=self.held.epoch,
+                request_id=self.held.request_id,
+                node=self._parts.node_name,
+                role="compute",
+                name=result.name,
+                started_at=result.started_at,
+                duration_ms=result.duration_ms,
+                outcome=result.outcome,
+                detail=result.detail,
+                causes=result.causes,
+            )
+        )
+        now = self._parts.world.clock.monotonic()
+        if now - self._shown_at >= INTERIM_S:
+            self._shown_at = now
+            self._records.send_interim(self.held, self.entries)
+
+
+def _checked(step: Step[Subject], check: Callable[[], None]) -> Step[Subject]:
+    """Return a step that first makes sure that it is still wanted."""
+    do = step.do
+
+    def checked(subject: Subject) -> str | None:
+        check()
+        return do(subject)
+
+    return Step(name=step.name, do=checked, undo=step.undo, no_undo=step.no_undo)

@@ -1,0 +1,62 @@
+"""What an order means to a node that holds, or does not hold, an instance: a pure decision."""
+
+from __future__ import annotations
+
+import enum
+
+from appliance.compute.record import Held, Tombstone
+from appliance.messages import Order
+
+
+class Verdict(enum.StrEnum):
+    """What to do with an order."""
+
+    WORK = "work"
+    """Journal it and carry it out."""
+    REMOVE_OLD_FIRST = "remove old first"
+    """An older copy is here: remove it, then carry the order out."""
+    REPORT_AGAIN = "report again"
+    """It was carried out before."""
+    REPORT_GONE = "report gone"
+    """There is nothing here to remove; refuse what comes late."""
+    DROP = "drop"
+    """It is under way, or was overtaken."""
+    REFUSE = "refuse"
+    """It was removed before it came; say that it failed."""
+
+
+def judge(order: Order, held: Held | None, tombstone: Tombstone | None) -> Verdict:
+    """Return what to do with an order for an instance that is held so."""
+    if order.verb == "run" and tombstone and tombstone.epoch >= order.epoch:
+        return Verdict.REFUSE
+    if held is None:
+        return Verdict.WORK if order.verb == "run" else Verdict.REPORT_GONE
+    if order.epoch < held.epoch:
+        return Verdict.DROP
+    if order.epoch > held.epoch:
+        return _newer_epoch(order, held)
+    return _same_epoch(order, held)
+
+
+def _newer_epoch(order: Order, held: Held) -> Verdict:
+    if order.verb != "run":
+        return Verdict.WORK
+    if order.adopts_epoch == held.epoch and held.is_kept:
+        return Verdict.WORK
+    return Verdict.REMOVE_OLD_FIRST
+
+
+def _same_epoch(order: Order, held: Held) -> Verdict:
+    if order.verb == "reboot":
+        return Verdict.WORK if held.state == "running" else Verdict.DROP
+    if order.revision < held.revision or held.verb == "remove":
+        return Verdict.DROP
+    settled = {"run": "running", "stop": "stopped"}
+    if order.verb == "run" and held.verb == "stop" and order.revision == held.revision:
+        # It went off by itself, and the controller has not heard of it yet.
+        return Verdict.REPORT_AGAIN if held.state == "stopped" else Verdict.DROP
+    if held.verb == order.verb and held.state == settled.get(order.verb):
+        return Verdict.REPORT_AGAIN
+    if held.verb == order.verb and held.state == "working":
+        return Verdict.DROP
+    return Verdict.WORK

@@ -1,0 +1,71 @@
+"""What the compute role keeps in its journal: the instances of its node, and what it still owes."""
+
+from __future__ import annotations
+
+from appliance.messages import Order, Report
+from appliance.model import Binding, InstanceSpec, Reason, Value
+
+HELD = "held"
+TOMBSTONE = "tombstone"
+REPORT = "report"
+
+
+class Held(Value, frozen=True, kw_only=True):
+    """An instance that this node holds, or is to hold.
+
+    ``verb`` is what was ordered last: ``run``, ``stop`` or ``remove``. ``state`` is where it is:
+    ``working`` (the order is being carried out), ``running``, ``stopped``, or ``off`` (it was
+    running before the power went, and waits for the controller's word). ``is_kept`` says that the
+    disk holds an owner's data: the instance has run before.
+    """
+
+    instance_id: str
+    epoch: int
+    revision: int
+    verb: str
+    state: str
+    seq: int = 0
+    spec: InstanceSpec | None = None
+    binding: Binding | None = None
+    is_kept: bool = False
+    is_forced: bool = False
+    request_id: str = ""
+    failure: Reason | None = None
+    """Why a launch failed whose remains are being removed; ``None`` when that was asked for."""
+
+
+class Tombstone(Value, frozen=True, kw_only=True):
+    """Refuses orders for an instance up to an epoch."""
+
+    instance_id: str
+    epoch: int
+    made_at: float
+
+
+class OwedReport(Value, frozen=True, kw_only=True):
+    """A report that the controller has not confirmed yet."""
+
+    report: Report
+    sent_at: float
+
+
+def report_key(instance_id: str, epoch: int) -> str:
+    """Return the journal's key of a report: one per placement, the newest."""
+    return f"{instance_id}@{epoch}"
+
+
+def held_by(order: Order, *, before: Held | None) -> Held:
+    """Return the record of an instance that an order begins to work on."""
+    return Held(
+        instance_id=order.instance_id,
+        epoch=order.epoch,
+        revision=order.revision,
+        verb=order.verb,
+        state="working",
+        seq=before.seq if before and before.epoch == order.epoch else 0,
+        spec=order.spec or (before.spec if before else None),
+        binding=before.binding if before else None,
+        is_kept=before.is_kept if before else False,
+        is_forced=order.is_forced,
+        request_id=order.request_id,
+    )

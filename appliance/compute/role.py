@@ -1,0 +1,241 @@
+"""The compute role: takes orders for its node's instances and tells the controller how they are."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import msgspec
+
+from appliance.compute.record import Held
+from appliance.compute.subject import Drivers
+from appliance.compute.worker import Worker
+from appliance.errors import AnynodeError
+from appliance.hooks import Compute, Injection
+from appliance.hookspecs import NoSettings, PluginContext, hookimpl
+from appliance.images.cache import ImageCache
+from appliance.images.store import ImageStore
+from appliance.journal import Journal
+from appliance.messages import (
+    ConsoleRead,
+    Heartbeat,
+    Holding,
+    Holdings,
+    Inventory,
+    Order,
+    ReadConsole,
+    ReportConfirmed,
+    node_topic,
+)
+from appliance.model import PowerState, Reason
+from appliance.node import NodeParts
+from appliance.role import Periodic, Role
+
+log = logging.getLogger(__name__)
+api_versions = frozenset({1})
+
+EVENT_WAIT_S = 1.0
+REPEAT_REPORTS_S = 10.0
+TOMBSTONE_S = 7 * 86400.0
+
+
+def create(settings: NoSettings, context: PluginContext) -> object:
+    """Make the role's plugin."""
+    return ComputeRole()
+
+
+class ComputeRole:
+    """The role as a plugin."""
+
+    @hookimpl
+    def role_create(self, parts: NodeParts) -> Role:
+        """Load the hypervisor and the injections, and take orders."""
+        compute = ComputeNode(parts)
+        settings = parts.config.compute
+        return Role(
+            name="compute",
+            topic=node_topic("compute", parts.node_id),
+            casts={Order: compute.worker.order, ReportConfirmed: compute.worker.confirmed},
+            calls={ReadConsole: compute.read_console},
+            periodic=(
+                Periodic(
+                    name="heartbeat", every_s=settings.heartbeat_every_s, run=compute.heartbeat
+                ),
+                Periodic(
+                    name="inventory", every_s=settings.inventory_every_s, run=compute.inventory
+                ),
+                Periodic(name="retry", every_s=settings.retry_s, run=compute.retry),
+            ),
+            start=compute.start,
+            stop=compute.stop,
+        )
+
+
+class ComputeNode:
+    """The instances of one node, and what it tells of them."""
+
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+        settings = parts.config.compute
+        self._driver = Compute(settings.driver, parts.plugin(Compute.group, settings.driver))
+        instances_dir = parts.state_dir / "instances"
+        instances_dir.mkdir(mode=0o711, exist_ok=True)
+        instances_dir.chmod(0o711)
+        self._journal = Journal(parts.state_dir / "compute.sqlite")
+        self._drivers = Drivers(
+            parts=parts,
+            compute=self._driver,
+            injections={
+                name: Injection(name, parts.plugin(Injection.group, name))
+                for name in settings.injection
+            },
+            images=ImageCache(ImageStore(parts.config.images_dir, group=parts.config.images.group)),
+            instances_dir=instances_dir,
+        )
+        self.worker = Worker(self._drivers, self._journal)
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._is_confirmed = False
+
+    def start(self) -> None:
+        """Find out what is here after a restart of the program, or of the machine."""
+        self.heartbeat()
+        self._compare_with_hypervisor()
+        self.worker.retry()
+        self._watcher = threading.Thread(target=self._watch, name="power-events", daemon=True)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Leave the instances running."""
+        self._stopping.set()
+        if self._watcher:
+            self._watcher.join(EVENT_WAIT_S * 3)
+        self._parts.work.stop(30.0)
+        self._journal.close()
+
+    def _compare_with_hypervisor(self) -> None:
+        """Bring the records to what the hypervisor has.
+
+        After a new boot an instance that is off waits for the controller's word; within the same
+        boot it went off by itself.
+        """
+        facts = {fact.instance_id: fact for fact in self._driver.list()}
+        is_new_boot = self._journal_boot_id() != self._parts.boot_id
+        for held in self.worker.held().values():
+            fact = facts.get(held.instance_id)
+            is_on = fact is not None and fact.power in (PowerState.RUNNING, PowerState.PAUSED)
+            if held.state != "running" or is_on:
+                continue
+            if is_new_boot:
+                self.worker.save(_off(held))
+            else:
+                self.worker.went_off(held.instance_id, _reason(fact.power if fact else None, ""))
+        for fact in facts.values():
+            if fact.instance_id not in self.worker.held():
+                log.warning("instance %s is here but not in the journal", fact.instance_id)
+                self.worker.adopt(_found(fact.instance_id, fact.epoch, fact.power))
+        self._journal.put("boot", "id", _Boot(boot_id=self._parts.boot_id))
+
+    def _journal_boot_id(self) -> str:
+        boot = self._journal.get("boot", "id", _Boot)
+        return boot.boot_id if boot else self._parts.boot_id
+
+    def heartbeat(self) -> None:
+        """Tell the controller that this node is alive, and what it offers."""
+        settings = self._parts.config.compute
+        capacity = self._driver.capacity()
+        memory_mib = max(capacity.memory_mib - settings.reserved_memory_mib, 0)
+        self._parts.bus.announce(
+            "controller",
+            Heartbeat(
+                node_id=self._parts.node_id,
+                boot_id=self._parts.boot_id,
+                capacity=capacity,
+                offered_vcpus=int(capacity.vcpus * settings.vcpu_ratio),
+                offered_memory_mib=int(memory_mib * settings.memory_ratio),
+                offered_disk_gib=int(capacity.disk_gib * settings.disk_ratio),
+            ),
+        )
+
+    def inventory(self) -> None:
+        """Compare with the hypervisor, then with the controller, and follow its orders."""
+        self._compare_with_hypervisor()
+        self.worker.drop_tombstones(TOMBSTONE_S)
+        question = Inventory(
+            node_id=self._parts.node_id,
+            boot_id=self._parts.boot_id,
+            holdings=tuple(
+                Holding(
+                    instance_id=held.instance_id,
+                    epoch=held.epoch,
+                    seq=held.seq,
+                    revision=held.revision,
+                    state=held.state,
+                )
+                for held in self.worker.held().values()
+            ),
+        )
+        deadline_s = self._parts.config.bus.call_deadline_s
+        answer = self._parts.bus.call("controller", question, Holdings, deadline_s)
+        self._is_confirmed = True
+        for order in answer.orders:
+            self.worker.order(order)
+
+    def retry(self) -> None:
+        """Take up what failed, repeat what was not confirmed, ask until the controller answers."""
+        if not self._is_confirmed:
+            self.inventory()
+        self.worker.retry()
+        self.worker.repeat_reports(REPEAT_REPORTS_S)
+
+    def read_console(self, question: ReadConsole) -> ConsoleRead:
+        """Return the end of an instance's serial output."""
+        directory = self._drivers.directory(question.instance_id)
+        output = self._driver.console(question.instance_id, str(directory), question.tail_bytes)
+        return ConsoleRead(output=output)
+
+    def _watch(self) -> None:
+        """Wait for instances that go off by themselves."""
+        while not self._stopping.is_set():
+            try:
+                events = self._driver.events(EVENT_WAIT_S)
+            except AnynodeError as error:
+                log.warning("no events from the hypervisor: %s", error)
+                self._stopping.wait(EVENT_WAIT_S)
+                continue
+            for event in events:
+                if event.power in (PowerState.SHUT_OFF, PowerState.CRASHED):
+                    self.worker.went_off(event.instance_id, _reason(event.power, event.detail))
+
+
+def _reason(power: PowerState | None, detail: str) -> Reason:
+    if power is PowerState.SHUT_OFF:
+        return Reason(
+            code="Client.InstanceInitiatedShutdown",
+            message="Client.InstanceInitiatedShutdown: Instance initiated shutdown",
+        )
+    what = f": {detail}" if detail else ""
+    return Reason(code="Server.InternalError", message=f"The instance stopped unexpectedly{what}.")
+
+
+def _off(held: Held) -> Held:
+    return msgspec.structs.replace(held, state="off")
+
+
+def _found(instance_id: str, epoch: int, power: PowerState) -> Held:
+    """Return the record of an instance that only the hypervisor knows."""
+    is_on = power in (PowerState.RUNNING, PowerState.PAUSED)
+    return Held(
+        instance_id=instance_id,
+        epoch=epoch,
+        revision=0,
+        verb="run",
+        state="running" if is_on else "off",
+        is_kept=True,
+    )
+
+
+class _Boot(msgspec.Struct, frozen=True, kw_only=True):
+    """The boot in which the journal was written."""
+
+    boot_id: str

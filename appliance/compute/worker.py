@@ -1,0 +1,314 @@
+"""Carrying out orders: journal first, then the steps, then a report, kept until confirmed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from msgspec.structs import replace
+
+from appliance.bus import Delivery
+from appliance.compute.attempt import Attempt
+from appliance.compute.launch import LAUNCH, REMOVAL, STOP
+from appliance.compute.orders import Verdict, judge
+from appliance.compute.record import (
+    HELD,
+    REPORT,
+    TOMBSTONE,
+    Held,
+    OwedReport,
+    Tombstone,
+    held_by,
+    report_key,
+)
+from appliance.compute.subject import Drivers
+from appliance.errors import AnynodeError
+from appliance.journal import Journal
+from appliance.messages import Order, Report, ReportConfirmed
+from appliance.model import Reason, TimelineEntry
+from appliance.steps import Failure
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """The instances of one node: their records, and the work on them, one at a time each."""
+
+    def __init__(self, drivers: Drivers, journal: Journal) -> None:
+        self._drivers = drivers
+        self._parts = drivers.parts
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._queued: set[str] = set()
+        self._held = journal.all(HELD, Held)
+        self._tombstones = journal.all(TOMBSTONE, Tombstone)
+
+    def held(self) -> dict[str, Held]:
+        """Return the instances that this node holds."""
+        with self._lock:
+            return dict(self._held)
+
+    def order(self, order: Order, delivery: Delivery | None = None) -> None:
+        """Take an order: it is done once the duty to carry it out is in the journal."""
+        with self._lock:
+            held = self._held.get(order.instance_id)
+            verdict = judge(order, held, self._tombstones.get(order.instance_id))
+            log.debug("order %s for %s: %s", order.verb, order.instance_id, verdict)
+            if verdict is Verdict.WORK and order.verb != "reboot":
+                self._put(held_by(order, before=held))
+            elif verdict is Verdict.REMOVE_OLD_FIRST and held:
+                self._put(replace(held, verb="remove", state="working", is_kept=False))
+        match verdict:
+            case Verdict.WORK if order.verb == "reboot":
+                self._parts.work.submit(order.instance_id, lambda: self._reboot(order))
+            case Verdict.WORK:
+                self.resume(order.instance_id)
+            case Verdict.REMOVE_OLD_FIRST:
+                self.resume(order.instance_id)
+                self._parts.work.submit(order.instance_id, lambda: self.order(order))
+            case Verdict.REPORT_AGAIN if held:
+                self._report(held, held.state)
+            case Verdict.REPORT_GONE:
+                self._finish(_unknown(order), "gone", None)
+            case Verdict.REFUSE:
+                reason = Reason(
+                    code="Client.UserInitiatedShutdown",
+                    message="It was terminated before the order reached the node.",
+                )
+                self._finish(_unknown(order), "failed", reason)
+
+    def resume(self, instance_id: str) -> None:
+        """Carry out what the journal says of an instance."""
+        with self._lock:
+            if instance_id in self._queued:
+                return
+            self._queued.add(instance_id)
+        self._parts.work.submit(instance_id, lambda: self._work(instance_id))
+
+    def _put(self, held: Held) -> None:
+        self._journal.put(HELD, held.instance_id, held)
+        self._held[held.instance_id] = held
+
+    def save(self, held: Held) -> None:
+        """Write an instance's record."""
+        with self._lock:
+            self._put(held)
+
+    def _work(self, instance_id: str) -> None:
+        with self._lock:
+            self._queued.discard(instance_id)
+            held = self._held.get(instance_id)
+        if held is None or held.state != "working":
+            return
+        run = Attempt(self._drivers, held, self)
+        match held.verb:
+            case "run":
+                self._launch(run)
+            case "stop":
+                self._stop(run)
+            case "remove":
+                self._remove(run)
+
+    def _launch(self, run: Attempt) -> None:
+        failure = run.steps(LAUNCH)
+        if failure is None:
+            self._settle(run, "running", is_kept=True)
+        elif run.is_overtaken():
+            log.info("launch of %s was overtaken", run.held.instance_id)
+        else:
+            self._launch_failed(run, failure)
+
+    def _launch_failed(self, run: Attempt, failure: Failure) -> None:
+        log.warning("launch of %s failed: %s", run.held.instance_id, failure.sentence)
+        reason = Reason(code="Server.InternalError", message=failure.sentence[:1000])
+        if isinstance(failure.error, AnynodeError) and failure.error.exact_code.startswith(
+            "Insufficient"
+        ):
+            reason = replace(reason, code=f"Server.{failure.error.exact_code}")
+        if run.held.is_kept and failure.is_clean:
+            self._settle(run, "stopped", reason=reason, is_asked=False)
+        elif run.held.is_kept:
+            self.save(replace(run.held, verb="stop", failure=reason))
+        elif failure.is_clean:
+            self._finish(run.held, "failed", reason, run)
+        else:
+            self.save(replace(run.held, verb="remove", failure=reason))
+
+    def _stop(self, run: Attempt) -> None:
+        failure = run.steps(STOP)
+        if failure is None:
+            reason = run.held.failure
+            self._settle(run, "stopped", reason=reason, is_asked=reason is None)
+        elif not run.is_overtaken():
+            log.warning("stop of %s: %s", run.held.instance_id, failure.sentence)
+
+    def _remove(self, run: Attempt) -> None:
+        failure = run.steps(REMOVAL)
+        if failure is None:
+            reason = run.held.failure
+            self._finish(run.held, "failed" if reason else "gone", reason, run)
+        else:
+            log.warning("removal of %s: %s", run.held.instance_id, failure.sentence)
+
+    def _settle(
+        self,
+        run: Attempt,
+        state: str,
+        *,
+        reason: Reason | None = None,
+        is_asked: bool = True,
+        is_kept: bool | None = None,
+    ) -> None:
+        """Write where an instance has come to, unless a newer order has come, and report it."""
+        with self._lock:
+            now = self._held.get(run.held.instance_id)
+            if now is None or run.is_overtaken_by(now):
+                return
+            kept = now.is_kept if is_kept is None else is_kept
+            settled = replace(now, state=state, is_kept=kept, failure=None, verb=_verb_of(state))
+            self._put(settled)
+        self._report(settled, state, reason=reason, is_asked=is_asked, entries=run.entries)
+
+    def _report(
+        self,
+        held: Held,
+        state: str,
+        *,
+        reason: Reason | None = None,
+        is_asked: bool = True,
+        entries: list[TimelineEntry] | None = None,
+    ) -> None:
+        with self._lock:
+            now = self._held.get(held.instance_id, held)
+            numbered = replace(now if now.epoch == held.epoch else held, seq=now.seq + 1)
+            report = self._make_report(numbered, state, reason, is_asked, entries or [])
+            owed = OwedReport(report=report, sent_at=self._parts.world.clock.now())
+            key = report_key(held.instance_id, held.epoch)
+            self._journal.change([(HELD, held.instance_id, numbered), (REPORT, key, owed)])
+            self._held[held.instance_id] = numbered
+        self._send(report)
+
+    def _finish(
+        self, held: Held, state: str, reason: Reason | None, run: Attempt | None = None
+    ) -> None:
+        """Forget an instance of which nothing is left, refuse late orders for it, report it."""
+        clock = self._parts.world.clock
+        report = self._make_report(
+            replace(held, seq=held.seq + 1), state, reason, True, run.entries if run else []
+        )
+        owed = OwedReport(report=report, sent_at=clock.now())
+        tombstone = Tombstone(instance_id=held.instance_id, epoch=held.epoch, made_at=clock.now())
+        with self._lock:
+            now = self._held.get(held.instance_id)
+            is_ours = now is not None and now.epoch == held.epoch
+            changes = [
+                (TOMBSTONE, held.instance_id, tombstone),
+                (REPORT, report_key(held.instance_id, held.epoch), owed),
+            ]
+            self._journal.change([*changes, (HELD, held.instance_id, None)] if is_ours else changes)
+            if is_ours:
+                del self._held[held.instance_id]
+            self._tombstones[held.instance_id] = tombstone
+        self._send(report)
+
+    def _make_report(
+        self,
+        held: Held,
+        state: str,
+        reason: Reason | None,
+        is_asked: bool,
+        entries: list[TimelineEntry],
+    ) -> Report:
+        return Report(
+            instance_id=held.instance_id,
+            node_id=self._parts.node_id,
+            epoch=held.epoch,
+            seq=held.seq,
+            revision=held.revision,
+            state=state,
+            is_asked=is_asked,
+            reason=reason,
+            entries=tuple(entries),
+            request_id=held.request_id,
+        )
+
+    def _send(self, report: Report) -> None:
+        for entry in report.entries:
+            self._parts.observers.instance_event(entry)
+        self._parts.world.crash(f"report.{report.state}.before")
+        try:
+            self._parts.bus.cast("controller", report)
+        except AnynodeError as error:
+            log.warning("report of %s waits: %s", report.instance_id, error)
+
+    def send_interim(self, held: Held, entries: list[TimelineEntry]) -> None:
+        """Show how far a launch has come; it may get lost."""
+        report = self._make_report(held, "pending", None, True, entries)
+        try:
+            self._parts.bus.cast("controller", report)
+        except AnynodeError as error:
+            log.debug("interim report of %s is lost: %s", held.instance_id, error)
+
+    def confirmed(self, message: ReportConfirmed, delivery: Delivery) -> None:
+        """Stop repeating a report."""
+        key = report_key(message.instance_id, message.epoch)
+        with self._lock:
+            owed = self._journal.get(REPORT, key, OwedReport)
+            if owed and owed.report.seq <= message.seq:
+                self._journal.delete(REPORT, key)
+
+    def repeat_reports(self, older_than_s: float) -> None:
+        """Send again what has not been confirmed for that long."""
+        now = self._parts.world.clock.now()
+        for owed in self._journal.all(REPORT, OwedReport).values():
+            if owed.sent_at <= now - older_than_s:
+                self._send(owed.report)
+
+    def retry(self) -> None:
+        """Take up again what is not finished and is not being worked on."""
+        for held in self.held().values():
+            if held.state == "working":
+                self.resume(held.instance_id)
+
+    def went_off(self, instance_id: str, reason: Reason) -> None:
+        """Deal with an instance that is off although nobody on this node asked for it."""
+        with self._lock:
+            held = self._held.get(instance_id)
+            if held is None or held.state != "running":
+                return
+            self._put(replace(held, verb="stop", state="working", failure=reason))
+        self.resume(instance_id)
+
+    def _reboot(self, order: Order) -> None:
+        try:
+            self._drivers.compute.reboot(order.instance_id, is_forced=order.is_forced)
+        except AnynodeError as error:
+            log.warning("reboot of %s: %s", order.instance_id, error)
+
+    def adopt(self, held: Held) -> None:
+        """Take up an instance that the hypervisor has and a lost journal has not."""
+        self.save(held)
+
+    def drop_tombstones(self, age_s: float) -> None:
+        """Forget tombstones that are older than any order can be."""
+        oldest = self._parts.world.clock.now() - age_s
+        with self._lock:
+            old = [key for key, item in self._tombstones.items() if item.made_at < oldest]
+            self._journal.change([(TOMBSTONE, key, None) for key in old])
+            for key in old:
+                del self._tombstones[key]
+
+
+def _verb_of(state: str) -> str:
+    return "run" if state == "running" else "stop"
+
+
+def _unknown(order: Order) -> Held:
+    return Held(
+        instance_id=order.instance_id,
+        epoch=order.epoch,
+        revision=order.revision,
+        verb="remove",
+        state="working",
+        request_id=order.request_id,
+    )

@@ -1,0 +1,1 @@
+"""The controller role: brings about what is wanted."""

@@ -1,0 +1,232 @@
+"""Hop 8: write what nodes report, and bring about what is wanted."""
+
+from __future__ import annotations
+
+import logging
+
+from appliance.bus import Delivery
+from appliance.controller import reports
+from appliance.controller.settle import Action, Held, next_action, order_for_holding
+from appliance.hookspecs import NoSettings, PluginContext, hookimpl
+from appliance.messages import (
+    DeadLetter,
+    Heartbeat,
+    Holdings,
+    Inventory,
+    Order,
+    Place,
+    RebootWanted,
+    Report,
+    Wanted,
+    node_topic,
+)
+from appliance.model import Desired, InstanceState, Reason
+from appliance.node import NodeParts
+from appliance.role import Periodic, Role
+from appliance.store import Transaction, history, instances, nodes, placements
+from appliance.store.instances import Instance
+from appliance.store.placements import Placement
+
+log = logging.getLogger(__name__)
+api_versions = frozenset({1})
+
+
+def create(settings: NoSettings, context: PluginContext) -> object:
+    """Make the role's plugin."""
+    return ControllerRole()
+
+
+class ControllerRole:
+    """The role as a plugin."""
+
+    @hookimpl
+    def role_create(self, parts: NodeParts) -> Role:
+        """Take reports and wishes, answer inventories, sweep."""
+        settings = parts.config.controller
+        return Role(
+            name="controller",
+            topic="controller",
+            casts={
+                Report: lambda message, delivery: reports.report(parts, message, delivery),
+                Wanted: lambda message, delivery: wanted(parts, message, delivery),
+                RebootWanted: lambda message, delivery: reboot(parts, message, delivery),
+                DeadLetter: lambda message, delivery: dead_letter(parts, message, delivery),
+            },
+            calls={Inventory: lambda question: inventory(parts, question)},
+            hears={Heartbeat: lambda message: heartbeat(parts, message)},
+            periodic=(
+                Periodic(name="sweep", every_s=settings.sweep_every_s, run=lambda: sweep(parts)),
+                Periodic(name="forget", every_s=3600.0, run=lambda: forget(parts)),
+            ),
+        )
+
+
+def wanted(parts: NodeParts, message: Wanted, delivery: Delivery) -> None:
+    """Do what the new desired state of an instance asks for."""
+
+    def settle_it(tx: Transaction) -> None:
+        instance = instances.get(tx, message.instance_id)
+        if instance is not None:
+            settle(parts, tx, instance, is_forced=message.is_forced)
+
+    delivery.once(settle_it)
+
+
+def settle(
+    parts: NodeParts, tx: Transaction, instance: Instance, *, is_forced: bool = False
+) -> None:
+    """Make the next move for an instance."""
+    placement = placements.active(tx, instance.instance_id)
+    action = next_action(instance, placement)
+    instances.progressed(tx, instance.instance_id)
+    if action is Action.PLACE:
+        message = Place(
+            reservation_id=instance.reservation_id,
+            instance_ids=(instance.instance_id,),
+            request_id=instance.request_id,
+        )
+        tx.cast("scheduler", message)
+    elif action is Action.END:
+        instances.terminated(tx, instance, None)
+    elif placement and action is not Action.NONE:
+        order = make_order(parts, tx, instance, placement, action, is_forced=is_forced)
+        tx.cast(node_topic("compute", placement.node_id), order)
+
+
+def make_order(
+    parts: NodeParts,
+    tx: Transaction,
+    instance: Instance,
+    placement: Placement,
+    action: Action,
+    *,
+    is_forced: bool = False,
+) -> Order:
+    """Return the order that carries out an action on the placement's node."""
+    spec = None
+    if action is Action.ORDER_RUN:
+        spec = instances.specs(tx, [instance.instance_id], parts.zone)[instance.instance_id]
+    return Order(
+        instance_id=instance.instance_id,
+        epoch=placement.epoch,
+        revision=instance.revision,
+        verb=action.value,
+        spec=spec,
+        adopts_epoch=placement.adopts_epoch,
+        is_forced=is_forced,
+        request_id=instance.request_id,
+    )
+
+
+def reboot(parts: NodeParts, message: RebootWanted, delivery: Delivery) -> None:
+    """Pass a reboot on to the node of a running instance."""
+
+    def pass_on(tx: Transaction) -> None:
+        instance = instances.get(tx, message.instance_id)
+        placement = placements.active(tx, message.instance_id)
+        if instance and placement and instance.state is InstanceState.RUNNING:
+            order = Order(
+                instance_id=instance.instance_id,
+                epoch=placement.epoch,
+                revision=instance.revision,
+                verb="reboot",
+                request_id=message.request_id,
+            )
+            tx.cast(node_topic("compute", placement.node_id), order)
+
+    delivery.once(pass_on)
+
+
+def dead_letter(parts: NodeParts, message: DeadLetter, delivery: Delivery) -> None:
+    """Fail the instance whose order or placement nobody could handle."""
+
+    def fail(tx: Transaction) -> None:
+        instance = instances.get(tx, message.instance_id) if message.instance_id else None
+        if instance is None or message.kind != Order.__name__:
+            return
+        if instance.epoch != message.epoch or instance.state is not InstanceState.PENDING:
+            return
+        text = f"The order to the node was given up: {message.error}"
+        reason = Reason(code="Server.InternalError", message=text[:1000])
+        instances.want(tx, instance, Desired.TERMINATED, reason=reason)
+        tx.cast("controller", Wanted(instance_id=instance.instance_id))
+
+    delivery.once(fail)
+
+
+def heartbeat(parts: NodeParts, message: Heartbeat) -> None:
+    """Note that a node is alive, and what it offers."""
+
+    def note(tx: Transaction) -> None:
+        nodes.seen(tx, message.node_id, message.boot_id, message.capacity)
+        nodes.offer(
+            tx,
+            message.node_id,
+            vcpus=message.offered_vcpus,
+            memory_mib=message.offered_memory_mib,
+            disk_gib=message.offered_disk_gib,
+        )
+
+    parts.need_store().transaction(note)
+
+
+def inventory(parts: NodeParts, question: Inventory) -> Holdings:
+    """Compare what a node holds with what it should; answer the orders that it lacks."""
+
+    def compare(tx: Transaction) -> Holdings:
+        here = {p.instance_id: p for p in placements.on_node(tx, question.node_id)}
+        held = {h.instance_id: h for h in question.holdings}
+        known = {i.instance_id: i for i in instances.find(tx, {*here, *held})}
+        orders = []
+        for instance_id in sorted({*here, *held}):
+            instance, placement = known.get(instance_id), here.get(instance_id)
+            holding = held.get(instance_id)
+            seen = (
+                Held(epoch=holding.epoch, revision=holding.revision, state=holding.state)
+                if holding
+                else None
+            )
+            action = order_for_holding(instance, placement, seen)
+            if action is Action.NONE:
+                continue
+            if instance and placement:
+                orders.append(make_order(parts, tx, instance, placement, action))
+            elif holding:
+                orders.append(_remove_stale(instance_id, holding.epoch, holding.revision))
+        return Holdings(orders=tuple(orders))
+
+    return parts.need_store().read(compare)
+
+
+def _remove_stale(instance_id: str, epoch: int, revision: int) -> Order:
+    return Order(instance_id=instance_id, epoch=epoch, revision=revision + 1, verb="remove")
+
+
+def sweep(parts: NodeParts) -> None:
+    """Find what shows no progress, and nodes that are silent."""
+    settings = parts.config.controller
+    store = parts.need_store()
+    down = store.transaction(lambda tx: nodes.mark_silent_down(tx, settings.node_silence_s))
+    for node_id in down:
+        log.warning("node %s is down: silent for %g s", node_id, settings.node_silence_s)
+    since = parts.world.clock.now() - settings.progress_s
+    for instance in store.read(lambda tx: instances.without_progress(tx, since)):
+        log.info("instance %s shows no progress in %s", instance.instance_id, instance.state)
+        store.transaction(lambda tx, i=instance: _settle_again(parts, tx, i, since))  # type: ignore[misc]
+
+
+def _settle_again(parts: NodeParts, tx: Transaction, seen: Instance, since: float) -> None:
+    instance = instances.get(tx, seen.instance_id)
+    if instance and instance.progress_at < since:
+        settle(parts, tx, instance)
+
+
+def forget(parts: NodeParts) -> None:
+    """Delete history that is older than the settings keep."""
+    settings = parts.config.store
+    while parts.need_store().transaction(
+        lambda tx: history.forget(
+            tx, history_s=settings.history_days * 86400.0, terminated_s=settings.terminated_s
+        )
+    ):
+        continue

@@ -1,0 +1,153 @@
+"""Keeping the firewall at the policy of the network role: ask for what changed, apply, compare."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from appliance.bus import Bus
+from appliance.errors import Conflict, Stale
+from appliance.firewall.policy import apply_delta
+from appliance.hooks import Firewall
+from appliance.messages import GetPolicy, PolicyAnswer
+from appliance.model import NetworkPolicy, PolicyDelta
+from appliance.world import Clock
+
+log = logging.getLogger(__name__)
+
+
+class PolicyKeeper:
+    """The policy of each network of this node: what is in force, and how it gets there.
+
+    A network's policy changes under its lock, so that two answers never cross.
+    """
+
+    def __init__(
+        self, bus: Bus, firewall: Firewall, node_id: str, clock: Clock, deadline_s: float
+    ) -> None:
+        self._bus = bus
+        self._firewall = firewall
+        self._node_id = node_id
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._policies: dict[str, NetworkPolicy] = {}
+        self._asked_at: dict[str, float] = {}
+        self._locks: dict[str, threading.RLock] = {}
+        self._guard = threading.Lock()
+
+    def _lock(self, network_id: str) -> threading.RLock:
+        with self._guard:
+            return self._locks.setdefault(network_id, threading.RLock())
+
+    def watch(self, network_id: str) -> None:
+        """Keep the policy of a network from now on."""
+        with self._guard:
+            self._asked_at.setdefault(network_id, float("-inf"))
+
+    def watched(self) -> list[str]:
+        """Return the networks whose policy is kept."""
+        with self._guard:
+            return list(self._asked_at)
+
+    def refresh(self, network_id: str, *, is_whole: bool = False) -> None:
+        """Bring the firewall to the network role's revision.
+
+        :param is_whole: ask for the whole policy, whatever is in force.
+        :raises Unavailable: the network role does not answer; what is in force stays.
+        """
+        with self._lock(network_id):
+            known = None if is_whole else self._policies.get(network_id)
+            question = GetPolicy(
+                node_id=self._node_id,
+                network_id=network_id,
+                known_revision=known.revision if known else -1,
+                known_group_ids=tuple(group.group_id for group in known.groups) if known else (),
+            )
+            answer = self._bus.call("network", question, PolicyAnswer, self._deadline_s)
+            self._asked_at[network_id] = self._clock.monotonic()
+            if answer.policy is not None:
+                self._sync(answer.policy)
+            elif answer.delta is not None and known is not None:
+                self._update(known, answer.delta)
+
+    def refresh_silent(self, silence_s: float) -> None:
+        """Ask for the networks of which nothing was heard for that long."""
+        since = self._clock.monotonic() - silence_s
+        for network_id in self.watched():
+            if self._asked_at[network_id] < since:
+                self.refresh(network_id)
+
+    def _sync(self, policy: NetworkPolicy) -> None:
+        self._firewall.sync(policy)
+        self._policies[policy.network.network_id] = policy
+
+    def _update(self, known: NetworkPolicy, delta: PolicyDelta) -> None:
+        wanted = apply_delta(known, delta)
+        try:
+            self._firewall.update(delta)
+        except Stale:
+            log.info(
+                "rules of %s were not at revision %d", delta.network.network_id, known.revision
+            )
+            self._firewall.sync(wanted)
+        self._policies[delta.network.network_id] = wanted
+
+    def guard(self, network_id: str, port_id: str) -> int:
+        """Make sure that a port's rules are in force, read back; return the revision.
+
+        :raises Conflict: the network role does not know the port here, or the rules are not there.
+        """
+        with self._lock(network_id):
+            self.refresh(network_id)
+            if not self._has(network_id, port_id):
+                self.refresh(network_id, is_whole=True)
+            policy = self._policies[network_id]
+            port = next((port for port in policy.ports if port.port_id == port_id), None)
+            if port is None:
+                raise Conflict(f"The policy of {network_id} has no port {port_id} on this node.")
+            state = self._firewall.state()
+            is_there = state.revisions.get(network_id) == policy.revision and port.tap in state.taps
+            if not (state.is_guarded and is_there):
+                self._firewall.guard()
+                self._sync(policy)
+                raise Conflict(f"The rules of {port_id} were not in force when read back.")
+            return policy.revision
+
+    def is_guarded(self, network_id: str, port_id: str) -> bool:
+        """Say whether a port's rules were put in force."""
+        return self._has(network_id, port_id)
+
+    def _has(self, network_id: str, port_id: str) -> bool:
+        policy = self._policies.get(network_id)
+        return policy is not None and any(port.port_id == port_id for port in policy.ports)
+
+    def drop(self, network_id: str, port_id: str) -> None:
+        """Remove a port's rules. No error when there are none."""
+        with self._lock(network_id):
+            known = self._policies.get(network_id)
+            if known is None or not self._has(network_id, port_id):
+                return
+            delta = PolicyDelta(
+                network=known.network,
+                from_revision=known.revision,
+                to_revision=known.revision,
+                removed_port_ids=(port_id,),
+            )
+            self._update(known, delta)
+
+    def repair(self) -> None:
+        """Put everything in force again where the firewall has lost it."""
+        state = self._firewall.state()
+        if not state.is_guarded:
+            log.warning("the firewall's guard was gone; it is put back")
+            self._firewall.guard()
+        for network_id in self.watched():
+            with self._lock(network_id):
+                policy = self._policies.get(network_id)
+                if policy is None:
+                    continue
+                taps = {port.tap for port in policy.ports}
+                is_whole = taps <= set(state.taps)
+                if state.revisions.get(network_id) != policy.revision or not is_whole:
+                    log.warning("rules of %s were lost; they are put back", network_id)
+                    self._sync(policy)

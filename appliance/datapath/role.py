@@ -1,0 +1,227 @@
+"""The datapath role: taps, rules and metadata of its node's ports; asked by its compute role."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+
+from appliance.datapath.metadata_server import MetadataServer
+from appliance.datapath.metadata_tree import Subject as MetadataSubject
+from appliance.datapath.policy import PolicyKeeper
+from appliance.datapath.record import NETWORK, PORT, NetworkRecord, PortRecord
+from appliance.errors import Conflict, NotFound
+from appliance.hooks import Firewall, Network
+from appliance.hookspecs import NoSettings, PluginContext, hookimpl
+from appliance.journal import Journal
+from appliance.messages import (
+    AttachPort,
+    DetachPort,
+    Done,
+    GuardPort,
+    PolicyChanged,
+    PortAttached,
+    RaisePort,
+    UnguardPort,
+    node_topic,
+)
+from appliance.model import NetworkSpec
+from appliance.node import NodeParts
+from appliance.role import Periodic, Role
+
+log = logging.getLogger(__name__)
+api_versions = frozenset({1})
+
+POLICY_SILENCE_S = 3.0
+REPAIR_EVERY_S = 30.0
+
+
+def create(settings: NoSettings, context: PluginContext) -> object:
+    """Make the role's plugin."""
+    return DatapathRole()
+
+
+class DatapathRole:
+    """The role as a plugin."""
+
+    @hookimpl
+    def role_create(self, parts: NodeParts) -> Role:
+        """Answer the questions about ports, hear of policy, and keep the firewall whole."""
+        datapath = Datapath(parts)
+        return Role(
+            name="datapath",
+            topic=node_topic("datapath", parts.node_id),
+            calls={
+                AttachPort: datapath.attach,
+                GuardPort: datapath.guard,
+                RaisePort: datapath.raise_link,
+                DetachPort: datapath.detach,
+                UnguardPort: datapath.unguard,
+            },
+            hears={PolicyChanged: datapath.policy_changed},
+            periodic=(
+                Periodic(
+                    name="policy",
+                    every_s=POLICY_SILENCE_S,
+                    run=lambda: datapath.policies.refresh_silent(POLICY_SILENCE_S),
+                ),
+                Periodic(name="repair", every_s=REPAIR_EVERY_S, run=datapath.repair),
+            ),
+            start=datapath.start,
+            stop=datapath.stop,
+        )
+
+
+class Datapath:
+    """The networks and ports of one node."""
+
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+        name = parts.config.firewall.driver
+        self._firewall = Firewall(name, parts.plugin(Firewall.group, name))
+        self._drivers: dict[str, Network] = {}
+        self._journal = Journal(parts.state_dir / "datapath.sqlite")
+        self._ports = self._journal.all(PORT, PortRecord)
+        self._networks = self._journal.all(NETWORK, NetworkRecord)
+        self._by_address: dict[tuple[str, str], PortRecord] = {}
+        for record in self._ports.values():
+            self._index(record)
+        self.policies = PolicyKeeper(
+            parts.bus,
+            self._firewall,
+            parts.node_id,
+            parts.world.clock,
+            parts.config.bus.call_deadline_s,
+        )
+        self._metadata = MetadataServer(self._lookup, _token_key(parts.state_dir))
+
+    def _index(self, record: PortRecord) -> None:
+        for address in record.port.addresses:
+            self._by_address[record.port.network_id, address] = record
+
+    def _lookup(self, network_id: str, address: str) -> MetadataSubject | None:
+        record = self._by_address.get((network_id, address))
+        network = self._networks.get(network_id)
+        if record is None or network is None:
+            return None
+        return MetadataSubject(
+            metadata=record.metadata, ports=(record.port,), networks=(network.network,)
+        )
+
+    def _driver(self, network: NetworkSpec) -> Network:
+        driver = self._drivers.get(network.type)
+        if driver is None:
+            driver = Network(network.type, self._parts.plugin(Network.group, network.type))
+            self._drivers[network.type] = driver
+        return driver
+
+    def _driver_of(self, port_id: str) -> Network | None:
+        record = self._ports.get(port_id)
+        network = self._networks.get(record.port.network_id) if record else None
+        return self._driver(network.network) if network else None
+
+    def start(self) -> None:
+        """Guard first, then bring back the networks that have ports here."""
+        self._firewall.guard()
+        for record in self._networks.values():
+            self._prepare(record.network)
+
+    def _prepare(self, network: NetworkSpec) -> None:
+        self._driver(network).prepare(network)
+        if self._parts.config.network.metadata:
+            self._metadata.listen(network.network_id, network.bridge)
+        self.policies.watch(network.network_id)
+
+    def stop(self) -> None:
+        """End what serves; taps, rules and leases stay for the instances that run."""
+        self._metadata.stop()
+        self._journal.close()
+
+    def attach(self, question: AttachPort) -> PortAttached:
+        """Make a port's tap, link down; its network first if it is not here yet."""
+        network, port = question.network, question.port
+        known = self._networks.get(network.network_id)
+        if known is None or known.network != network:
+            self._prepare(network)
+            record = NetworkRecord(network=network)
+            self._journal.put(NETWORK, network.network_id, record)
+            self._networks[network.network_id] = record
+        kept = PortRecord(port=port, metadata=question.metadata)
+        self._journal.put(PORT, port.port_id, kept)
+        self._ports[port.port_id] = kept
+        self._index(kept)
+        return PortAttached(port=self._driver(network).attach(network, port))
+
+    def guard(self, question: GuardPort) -> Done:
+        """Put a port's rules in force and read them back.
+
+        :raises NotFound: there is no such port here.
+        :raises Conflict: the rules are not in force.
+        """
+        network_id = self._network_of(question.port_id)
+        revision = self.policies.guard(network_id, question.port_id)
+        return Done(detail=f"policy revision {revision}")
+
+    def raise_link(self, question: RaisePort) -> Done:
+        """Let frames of a port pass.
+
+        :raises Conflict: its rules are not in force; nothing was changed.
+        """
+        network_id = self._network_of(question.port_id)
+        if not self.policies.is_guarded(network_id, question.port_id):
+            raise Conflict(f"Port {question.port_id} has no rules in force, so it stays down.")
+        driver = self._driver_of(question.port_id)
+        assert driver is not None
+        driver.raise_link(question.port_id)
+        return Done()
+
+    def _network_of(self, port_id: str) -> str:
+        record = self._ports.get(port_id)
+        if record is None:
+            raise NotFound(f"Port {port_id} is not on this node.")
+        return record.port.network_id
+
+    def detach(self, question: DetachPort) -> Done:
+        """Remove tap, lease and metadata of a port. No error when there is none."""
+        driver = self._driver_of(question.port_id)
+        record = self._ports.get(question.port_id)
+        if record is None or driver is None:
+            return Done(detail="it was not here")
+        driver.detach(question.port_id)
+        for address in record.port.addresses:
+            self._by_address.pop((record.port.network_id, address), None)
+        return Done()
+
+    def unguard(self, question: UnguardPort) -> Done:
+        """Remove the rules of a port whose tap is gone, and forget the port."""
+        record = self._ports.get(question.port_id)
+        if record is None:
+            return Done(detail="it was not here")
+        self.policies.drop(record.port.network_id, question.port_id)
+        self._journal.delete(PORT, question.port_id)
+        self._ports.pop(question.port_id, None)
+        return Done()
+
+    def policy_changed(self, message: PolicyChanged) -> None:
+        """Ask for the difference, if ports of that network are here."""
+        if message.network_id in self.policies.watched():
+            self.policies.refresh(message.network_id)
+
+    def repair(self) -> None:
+        """Bring back what somebody removed: rules, and the services of networks."""
+        self.policies.repair()
+        for record in self._networks.values():
+            if self._driver(record.network).list().warnings:
+                log.warning("network %s is not whole; it is repaired", record.network.network_id)
+                self._prepare(record.network)
+
+
+def _token_key(state_dir: Path) -> bytes:
+    """Return the key of this node's metadata tokens, made the first time."""
+    path = state_dir / "metadata.key"
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(secrets.token_bytes(32))
+        temporary.replace(path)
+    return path.read_bytes()

@@ -1,0 +1,1 @@
+"""The network role: owns addresses and policy, answers bindings."""

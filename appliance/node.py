@@ -1,0 +1,239 @@
+"""The process that runs roles: what they are given, how they start, and how they end."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from appliance.bus import Bus
+from appliance.bus.local import LocalBus
+from appliance.config import Config
+from appliance.errors import AnynodeError, ConfigError
+from appliance.hooks import Observers, RoleMaker
+from appliance.hookspecs import Credentials
+from appliance.lanes import Lanes
+from appliance.plugin_loader import PluginLoader
+from appliance.role import Periodic, Role
+from appliance.store import Store, migrations
+from appliance.store import setup as store_setup
+from appliance.store.nodes import Node as NodeRow
+from appliance.world import World
+
+log = logging.getLogger(__name__)
+
+STORE_ROLES = frozenset({"api", "controller", "scheduler", "network"})
+"""The roles that reach the store; the others never do."""
+
+START_ORDER = ("network", "scheduler", "controller", "datapath", "compute", "api")
+"""The front door opens last, and rules are there before instances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeParts:
+    """What a role is given. ``store`` is there for the roles that reach it and for no others."""
+
+    world: World
+    config: Config
+    bus: Bus
+    store: Store | None
+    plugins: PluginLoader
+    observers: Observers
+    work: Lanes
+    node_id: str
+    boot_id: str
+
+    @property
+    def node_name(self) -> str:
+        """The node's name."""
+        return self.config.node_name
+
+    @property
+    def zone(self) -> str:
+        """The node's availability zone."""
+        return self.config.node.zone
+
+    @property
+    def region(self) -> str:
+        """The region."""
+        return self.config.node.region
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder of what outlives a reboot."""
+        return self.config.state_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of what does not outlive a reboot."""
+        return self.config.run_dir
+
+    def need_store(self) -> Store:
+        """Return the store.
+
+        :raises ConfigError: this role does not reach it.
+        """
+        if self.store is None:
+            raise ConfigError("This role has no store.")
+        return self.store
+
+    def plugin(self, group: str, name: str) -> object:
+        """Make a plugin that the settings name."""
+        return self.plugins.create(group, name)
+
+
+class Node:
+    """A node with its roles, from ``start`` to ``stop``.
+
+    :raises ConfigError: another process runs on the same folders, or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World | None = None,
+        credentials: Callable[[Store], Credentials] | None = None,
+    ) -> None:
+        self.config = config
+        self.world = world or World()
+        _make_folder(config.state_dir)
+        _make_folder(config.run_dir)
+        self._lock = _lock(config.run_dir / "node.lock")
+        self.node_id = _remembered(config.state_dir / "node_id", self.world)
+        self.boot_id = _remembered(config.run_dir / "boot_id", self.world)
+        self.store = Store(config.store_url, self.world)
+        migrations.upgrade(self.store)
+        self.store.transaction(lambda tx: store_setup.prepare(tx, config))
+        row = NodeRow(
+            node_id=self.node_id,
+            name=config.node_name,
+            zone=config.node.zone,
+            roles=config.node.roles,
+        )
+        self.store.transaction(lambda tx: store_setup.join(tx, row))
+        self.bus = _make_bus(config, self.store, self.world)
+        self.plugins = PluginLoader(
+            node_name=config.node_name,
+            state_dir=config.state_dir / "plugins",
+            run_dir=config.run_dir / "plugins",
+            settings=config.plugin_settings,
+            credentials=credentials(self.store) if credentials else None,
+        )
+        self.work = Lanes("work", config.compute.parallel_launches)
+        self.observers = Observers(self.plugins.create_all("appliance.observer", config.observers))
+        self.roles: dict[str, Role] = {}
+        self._stopping = threading.Event()
+        self._timers: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start all roles of the settings, the front door last.
+
+        :raises AnynodeError: a role could not start; what had started is stopped again.
+        """
+        order = {name: place for place, name in enumerate(START_ORDER)}
+        names = sorted(self.config.node.roles, key=lambda name: order.get(name, len(order)))
+        try:
+            for name in names:
+                role = self._make_role(name)
+                self.roles[name] = role
+                self.bus.serve(role)
+            for name in names:
+                log.info("starting role %s", name)
+                self.roles[name].start()
+            self.bus.start()
+        except BaseException:
+            self.stop()
+            raise
+        for role in self.roles.values():
+            for periodic in role.periodic:
+                self._repeat(periodic)
+        log.info("node %s is up with %s", self.config.node_name, ", ".join(names))
+
+    def _make_role(self, name: str) -> Role:
+        parts = NodeParts(
+            world=self.world,
+            config=self.config,
+            bus=self.bus,
+            store=self.store if name in STORE_ROLES else None,
+            plugins=self.plugins,
+            observers=self.observers,
+            work=self.work,
+            node_id=self.node_id,
+            boot_id=self.boot_id,
+        )
+        return RoleMaker(name, self.plugins.create(RoleMaker.group, name)).create(parts)
+
+    def _repeat(self, periodic: Periodic) -> None:
+        def loop() -> None:
+            while not self._stopping.wait(periodic.every_s):
+                try:
+                    periodic.run()
+                except AnynodeError as error:
+                    log.warning("%s: %s", periodic.name, error)
+                except Exception:
+                    log.exception("%s failed; it is tried again", periodic.name)
+
+        thread = threading.Thread(target=loop, name=periodic.name, daemon=True)
+        self._timers.append(thread)
+        thread.start()
+
+    def stop(self, deadline_s: float = 30.0) -> None:
+        """Stop the roles, the front door first; instances go on running. Safe to repeat."""
+        self._stopping.set()
+        for thread in self._timers:
+            thread.join(deadline_s)
+        for role in reversed(list(self.roles.values())):
+            try:
+                role.stop()
+            except Exception:
+                log.exception("role %s did not stop cleanly", role.name)
+        self.work.stop(deadline_s)
+        self.bus.stop(deadline_s)
+        self.roles.clear()
+        self.store.close()
+        if not self._lock.closed:
+            self._lock.close()
+
+
+def _make_bus(config: Config, store: Store, world: World) -> LocalBus:
+    if config.bus.url != "local:":
+        raise ConfigError(f"There is no bus for {config.bus.url!r}; there is local:.")
+    return LocalBus(store, world, attempts=config.bus.attempts, lanes=config.bus.lanes)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder that the hypervisor's user may pass through, and nobody may list."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o711)
+    except OSError as error:
+        raise ConfigError(
+            f"Could not make {path}: {error.strerror}.",
+            hint="Run as root, or set node.state_dir and node.run_dir to folders of yours.",
+        ) from error
+
+
+def _lock(path: Path) -> IO[str]:
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ConfigError(
+            f"Another node runs on {path.parent}.", hint="`anynode status` shows it."
+        ) from error
+    return file
+
+
+def _remembered(path: Path, world: World) -> str:
+    """Return the id in a file, making it the first time."""
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(world.ids.uuid() + "\n", encoding="ascii")
+        temporary.replace(path)
+    return path.read_text(encoding="ascii").strip()

@@ -1,0 +1,431 @@
+"""Instances as the control side moves them: what is wanted, what is, and how one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import and_, delete, or_, select, update
+
+from appliance.model import (
+    Binding,
+    BlockDeviceSpec,
+    Desired,
+    ImageRef,
+    InstanceMetadata,
+    InstanceSpec,
+    InstanceState,
+    PortRequest,
+    PortSpec,
+    Reason,
+)
+from appliance.store import Transaction, networks, policy, quotas
+from appliance.store.schema import (
+    block_devices,
+    images,
+    instances,
+    port_groups,
+    ports,
+    security_groups,
+    tags,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """An instance as the control side sees it."""
+
+    instance_id: str
+    project_id: str
+    reservation_id: str
+    request_id: str
+    instance_type: str
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    zone: str | None
+    desired: Desired
+    revision: int
+    state: InstanceState
+    epoch: int
+    seq: int
+    attempts: int
+    node_id: str | None
+    launched_at: float | None
+    progress_at: float
+
+
+def _instance(row: object) -> Instance:
+    values = row._mapping  # type: ignore[attr-defined]
+    return Instance(
+        instance_id=values["id"],
+        project_id=values["project_id"],
+        reservation_id=values["reservation_id"],
+        request_id=values["request_id"],
+        instance_type=values["instance_type"],
+        vcpus=values["vcpus"],
+        memory_mib=values["memory_mib"],
+        disk_gib=values["disk_gib"],
+        zone=values["zone"],
+        desired=Desired(values["desired"]),
+        revision=values["revision"],
+        state=InstanceState(values["state"]),
+        epoch=values["epoch"],
+        seq=values["seq"],
+        attempts=values["attempts"],
+        node_id=values["node_id"],
+        launched_at=values["launched_at"],
+        progress_at=values["progress_at"],
+    )
+
+
+def find(tx: Transaction, instance_ids: Iterable[str]) -> list[Instance]:
+    """Return instances by id; those that do not exist are missing."""
+    query = select(instances).where(instances.c.id.in_(list(instance_ids))).order_by(instances.c.id)
+    return [_instance(row) for row in tx.execute(query)]
+
+
+def get(tx: Transaction, instance_id: str) -> Instance | None:
+    """Return one instance."""
+    return next(iter(find(tx, [instance_id])), None)
+
+
+def without_progress(tx: Transaction, since: float) -> list[Instance]:
+    """Return instances that are under way and have shown no progress since then."""
+    transitional = [
+        InstanceState.PENDING.value,
+        InstanceState.STOPPING.value,
+        InstanceState.SHUTTING_DOWN.value,
+    ]
+    query = (
+        select(instances)
+        .where(
+            or_(
+                instances.c.state.in_(transitional),
+                and_(
+                    instances.c.state == InstanceState.RUNNING.value,
+                    instances.c.desired != Desired.RUNNING.value,
+                ),
+            ),
+            instances.c.progress_at < since,
+        )
+        .limit(500)
+    )
+    return [_instance(row) for row in tx.execute(query)]
+
+
+def placed(tx: Transaction, instance_id: str, epoch: int, node_id: str) -> None:
+    """Write that an instance now belongs on a node at an epoch."""
+    tx.execute(
+        update(instances)
+        .where(instances.c.id == instance_id)
+        .values(epoch=epoch, seq=0, node_id=node_id, progress_at=tx.now)
+    )
+
+
+def progressed(tx: Transaction, instance_id: str) -> None:
+    """Note a sign of life of the work on an instance."""
+    tx.execute(update(instances).where(instances.c.id == instance_id).values(progress_at=tx.now))
+
+
+def reported(
+    tx: Transaction, instance_id: str, epoch: int, seq: int, values: Mapping[str, object]
+) -> bool:
+    """Write what a node reported, if it is newer than what is known; say whether it was."""
+    statement = (
+        update(instances)
+        .where(
+            instances.c.id == instance_id,
+            instances.c.epoch == epoch,
+            instances.c.seq < seq,
+            instances.c.state != InstanceState.TERMINATED.value,
+        )
+        .values(seq=seq, progress_at=tx.now, **values)
+    )
+    return tx.execute(statement).rowcount == 1
+
+
+def want(
+    tx: Transaction, instance: Instance, desired: Desired, *, reason: Reason | None = None
+) -> bool:
+    """Change what is wanted of an instance, unless somebody changed it since it was read."""
+    values: dict[str, object] = {"desired": desired.value, "revision": instance.revision + 1}
+    if reason:
+        values |= {"reason_code": reason.code, "reason_message": reason.message}
+    statement = (
+        update(instances)
+        .where(instances.c.id == instance.instance_id, instances.c.revision == instance.revision)
+        .values(**values)
+    )
+    return tx.execute(statement).rowcount == 1
+
+
+def stopped(tx: Transaction, instance: Instance, reason: Reason | None) -> None:
+    """End a start that did not succeed: the instance is stopped, as before."""
+    tx.execute(
+        update(instances)
+        .where(instances.c.id == instance.instance_id)
+        .values(
+            state=InstanceState.STOPPED.value,
+            desired=Desired.STOPPED.value,
+            revision=instances.c.revision + 1,
+            progress_at=tx.now,
+            **_reason_columns(reason),
+        )
+    )
+    quotas.uncount(tx, instance.instance_id)
+
+
+def count_attempt(tx: Transaction, instance_id: str) -> int:
+    """Count a launch that failed; return how many there were."""
+    statement = (
+        update(instances)
+        .where(instances.c.id == instance_id)
+        .values(attempts=instances.c.attempts + 1, progress_at=tx.now)
+        .returning(instances.c.attempts)
+    )
+    return int(tx.execute(statement).scalar_one())
+
+
+def _reason_columns(reason: Reason | None) -> dict[str, object]:
+    return {"reason_code": reason.code, "reason_message": reason.message} if reason else {}
+
+
+def terminated(tx: Transaction, instance: Instance, reason: Reason | None) -> bool:
+    """End an instance with its ports, addresses and quota; ``False`` when it had ended before."""
+    statement = (
+        update(instances)
+        .where(
+            instances.c.id == instance.instance_id,
+            instances.c.state != InstanceState.TERMINATED.value,
+        )
+        .values(
+            state=InstanceState.TERMINATED.value,
+            desired=Desired.TERMINATED.value,
+            terminated_at=tx.now,
+            progress_at=tx.now,
+            node_id=None,
+            **_reason_columns(reason),
+        )
+    )
+    if tx.execute(statement).rowcount != 1:
+        return False
+    release_ports(tx, instance.instance_id)
+    tx.execute(delete(block_devices).where(block_devices.c.instance_id == instance.instance_id))
+    quotas.uncount(tx, instance.instance_id)
+    quotas.give_back(tx, instance.project_id, "instances", 1)
+    return True
+
+
+def release_ports(tx: Transaction, instance_id: str) -> None:
+    """Give up an instance's ports and addresses, and tell the nodes that enforce the groups."""
+    rows = tx.execute(
+        select(ports.c.id, ports.c.network_id).where(ports.c.instance_id == instance_id)
+    ).all()
+    if not rows:
+        return
+    port_ids = [row.id for row in rows]
+    owned = networks.of_ports(tx, port_ids)
+    specs = networks.find(tx, {row.network_id for row in rows})
+    changes = _membership_changes(tx, port_ids, owned, "left")
+    tx.execute(delete(port_groups).where(port_groups.c.port_id.in_(port_ids)))
+    revisions: dict[str, int] = {}
+    if owned:
+        for vpc_id in sorted({spec.vpc_id for spec in specs.values()}):
+            revisions |= policy.changed(tx, vpc_id, changes)
+        networks.free(tx, port_ids, revisions)
+    tx.execute(delete(ports).where(ports.c.id.in_(port_ids)))
+
+
+def _membership_changes(
+    tx: Transaction, port_ids: list[str], owned: Mapping[str, tuple[str, ...]], kind: str
+) -> list[policy.Change]:
+    changes = [policy.Change(kind="port", subject=port_id) for port_id in port_ids]
+    query = select(port_groups).where(port_groups.c.port_id.in_(port_ids))
+    for row in tx.execute(query):
+        changes += [
+            policy.Change(kind=kind, subject=row.group_id, address=address)
+            for address in owned.get(row.port_id, ())
+        ]
+    return changes
+
+
+def image_ref(row: object) -> ImageRef:
+    """Return an image row as orders carry it."""
+    values = row._mapping  # type: ignore[attr-defined]
+    return ImageRef(
+        image_id=values["id"],
+        sha256=values["sha256"],
+        format=values["format"],
+        size_bytes=values["size_bytes"],
+        virtual_size_bytes=values["virtual_size_bytes"],
+    )
+
+
+def specs(tx: Transaction, instance_ids: Iterable[str], zone: str) -> dict[str, InstanceSpec]:
+    """Return what a node needs to build each instance; a handful of SELECTs for any number.
+
+    :param zone: the zone of the nodes that the instances go to where they asked for none.
+    """
+    ids = list(instance_ids)
+    rows = tx.execute(select(instances).where(instances.c.id.in_(ids))).all()
+    wanted_images = {i for row in rows for i in (row.image_id, row.kernel_id, row.ramdisk_id) if i}
+    image_rows = {
+        row.id: row for row in tx.execute(select(images).where(images.c.id.in_(wanted_images)))
+    }
+    port_rows: dict[str, list[PortRequest]] = {}
+    query = select(ports).where(ports.c.instance_id.in_(ids)).order_by(ports.c.device_index)
+    for row in tx.execute(query):
+        port_rows.setdefault(row.instance_id, []).append(
+            PortRequest(
+                port_id=row.id,
+                device_index=row.device_index,
+                mac=row.mac,
+                network_id=row.network_id,
+            )
+        )
+    devices: dict[str, list[BlockDeviceSpec]] = {}
+    query = select(block_devices).where(block_devices.c.instance_id.in_(ids))
+    for row in tx.execute(query.order_by(block_devices.c.device_name)):
+        devices.setdefault(row.instance_id, []).append(
+            BlockDeviceSpec(
+                device_name=row.device_name,
+                disk_gib=row.disk_gib,
+                image=image_ref(image_rows[row.image_id]),
+                delete_on_termination=row.delete_on_termination,
+            )
+        )
+    return {
+        row.id: InstanceSpec(
+            instance_id=row.id,
+            project_id=row.project_id,
+            reservation_id=row.reservation_id,
+            launch_index=row.launch_index,
+            image_id=row.image_id,
+            instance_type=row.instance_type,
+            vcpus=row.vcpus,
+            memory_mib=row.memory_mib,
+            zone=row.zone or zone,
+            ports=tuple(port_rows.get(row.id, ())),
+            block_devices=tuple(devices.get(row.id, ())),
+            kernel=image_ref(image_rows[row.kernel_id]) if row.kernel_id else None,
+            ramdisk=image_ref(image_rows[row.ramdisk_id]) if row.ramdisk_id else None,
+            kernel_command_line=image_rows[row.image_id].kernel_command_line,
+            injection=row.injection,
+            image_properties=_properties(image_rows[row.image_id].properties),
+        )
+        for row in rows
+    }
+
+
+def _properties(body: bytes | None) -> dict[str, str]:
+    return msgspec.json.decode(body, type=dict[str, str]) if body else {}
+
+
+def bind(
+    tx: Transaction,
+    instance_id: str,
+    epoch: int,
+    *,
+    region: str,
+    zone: str,
+    quarantine_s: float,
+) -> Binding:
+    """Return the binding of an instance, allocating its addresses the first time.
+
+    :raises Conflict: a network has no free address; nothing was taken.
+    """
+    row = tx.execute(select(instances).where(instances.c.id == instance_id)).one()
+    port_rows = tx.execute(
+        select(ports).where(ports.c.instance_id == instance_id).order_by(ports.c.device_index)
+    ).all()
+    port_ids = [port.id for port in port_rows]
+    owned = {
+        port.id: networks.allocate(tx, port.network_id, port.id, quarantine_s=quarantine_s)
+        for port in port_rows
+    }
+    known = networks.find(tx, {port.network_id for port in port_rows})
+    _note_bound(tx, port_rows, owned, known.values())
+    group_ids, group_names = _groups_of(tx, port_ids)
+    options = msgspec.json.decode(row.attributes) if row.attributes else {}
+    primary = owned[port_ids[0]][0] if port_ids else ""
+    hostname = f"ip-{primary.replace('.', '-')}" if primary else instance_id
+    return Binding(
+        instance_id=instance_id,
+        epoch=epoch,
+        networks=tuple(known.values()),
+        ports=tuple(
+            PortSpec(
+                port_id=port.id,
+                instance_id=instance_id,
+                device_index=port.device_index,
+                mac=port.mac,
+                network_id=port.network_id,
+                addresses=owned[port.id],
+                hostname=hostname,
+                group_ids=group_ids.get(port.id, ()),
+            )
+            for port in port_rows
+        ),
+        metadata=InstanceMetadata(
+            instance_id=instance_id,
+            project_id=row.project_id,
+            reservation_id=row.reservation_id,
+            launch_index=row.launch_index,
+            image_id=row.image_id,
+            instance_type=row.instance_type,
+            zone=row.zone or zone,
+            region=region,
+            hostname=hostname,
+            security_groups=group_names,
+            kernel_id=row.kernel_id or "",
+            ramdisk_id=row.ramdisk_id or "",
+            key_name=row.key_name or "",
+            public_key=row.public_key,
+            user_data_base64=row.user_data_base64,
+            tags=_tags_of(tx, instance_id),
+            requires_token=options.get("http_tokens") == "required",
+            token_hop_limit=int(options.get("http_put_response_hop_limit", 1)),
+        ),
+    )
+
+
+def _tags_of(tx: Transaction, resource_id: str) -> dict[str, str]:
+    query = select(tags.c.key, tags.c.value).where(tags.c.resource_id == resource_id)
+    return {row.key: row.value for row in tx.execute(query)}
+
+
+def _groups_of(
+    tx: Transaction, port_ids: list[str]
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    query = (
+        select(port_groups.c.port_id, security_groups.c.id, security_groups.c.name)
+        .join(security_groups, security_groups.c.id == port_groups.c.group_id)
+        .where(port_groups.c.port_id.in_(port_ids))
+        .order_by(security_groups.c.name)
+    )
+    ids: dict[str, tuple[str, ...]] = {}
+    names: dict[str, None] = {}
+    for row in tx.execute(query):
+        ids[row.port_id] = (*ids.get(row.port_id, ()), row.id)
+        names[row.name] = None
+    return ids, tuple(names)
+
+
+def _note_bound(
+    tx: Transaction,
+    port_rows: Iterable[object],
+    owned: Mapping[str, tuple[str, ...]],
+    specs_known: Iterable[object],
+) -> None:
+    """Tell the nodes of the ports' first binding, or of a move: the port is a change each time."""
+    rows = [row._mapping for row in port_rows]  # type: ignore[attr-defined]
+    fresh = [row["id"] for row in rows if not row["is_bound"]]
+    moved = [row["id"] for row in rows if row["is_bound"]]
+    changes = _membership_changes(tx, fresh, owned, "joined")
+    changes += [policy.Change(kind="port", subject=port_id) for port_id in moved]
+    if fresh:
+        tx.execute(update(ports).where(ports.c.id.in_(fresh)).values(is_bound=True))
+    for vpc_id in sorted({spec.vpc_id for spec in specs_known}):  # type: ignore[attr-defined]
+        policy.changed(tx, vpc_id, changes)

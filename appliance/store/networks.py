@@ -1,0 +1,177 @@
+"""VPCs, networks, and who has which address."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+import msgspec
+from sqlalchemy import func, insert, or_, select, update
+
+from appliance.errors import Conflict, InputError, NotFound
+from appliance.model import NetworkSpec
+from appliance.store import Transaction
+from appliance.store.schema import addresses, networks, policy_confirmations, vpcs
+
+_RESERVED_LOW = 4  # network, gateway and two that EC2 reserves, too
+_MOST_ADDRESSES = 65536
+
+
+def gateway_of(cidr: str) -> str:
+    """Return the address of a range that is its gateway: the first after the network's.
+
+    :raises InputError: it is no IPv4 range, or one with host bits.
+    """
+    try:
+        return str(ipaddress.IPv4Network(cidr)[1])
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{cidr!r} is no range for a network: {error}.") from error
+
+
+def create_vpc(tx: Transaction, cidr: str, *, is_default: bool) -> str:
+    """Make a VPC and return its id."""
+    vpc_id = tx.world.ids.ec2("vpc")
+    tx.execute(insert(vpcs).values(id=vpc_id, cidr=cidr, is_default=is_default, created_at=tx.now))
+    return vpc_id
+
+
+def default_vpc(tx: Transaction) -> str | None:
+    """Return the id of the default VPC."""
+    return tx.execute(select(vpcs.c.id).where(vpcs.c.is_default.is_(True))).scalar()
+
+
+def create(tx: Transaction, network: NetworkSpec, *, zone: str, is_default: bool) -> None:
+    """Make a network and its addresses.
+
+    :raises Conflict: the range is too large or leaves no address for an instance.
+    """
+    block = ipaddress.ip_network(network.cidr)
+    if not _RESERVED_LOW + 1 < block.num_addresses <= _MOST_ADDRESSES:
+        raise Conflict(f"A network of {block.num_addresses} addresses is too small or too large.")
+    tx.execute(
+        insert(networks).values(
+            id=network.network_id,
+            vpc_id=network.vpc_id,
+            zone=zone,
+            is_default=is_default,
+            body=msgspec.json.encode(network),
+            created_at=tx.now,
+        )
+    )
+    last = block.num_addresses - 1
+    tx.execute(
+        insert(addresses),
+        [
+            {
+                "network_id": network.network_id,
+                "address": str(block[position]),
+                "position": position,
+                "is_reserved": position < _RESERVED_LOW or position == last,
+            }
+            for position in range(block.num_addresses)
+        ],
+    )
+
+
+def find(tx: Transaction, network_ids: Iterable[str]) -> dict[str, NetworkSpec]:
+    """Return networks by id; those that do not exist are missing."""
+    query = select(networks.c.body).where(networks.c.id.in_(list(network_ids)))
+    specs = [msgspec.json.decode(body, type=NetworkSpec) for body in tx.execute(query).scalars()]
+    return {spec.network_id: spec for spec in specs}
+
+
+def default_in_zone(tx: Transaction, zone: str | None) -> str | None:
+    """Return the id of the default network of a zone; of any zone when none is asked for."""
+    query = select(networks.c.id).where(networks.c.is_default.is_(True)).order_by(networks.c.zone)
+    if zone:
+        query = query.where(networks.c.zone == zone)
+    return tx.execute(query).scalars().first()
+
+
+def allocate(
+    tx: Transaction, network_id: str, port_id: str, *, quarantine_s: float
+) -> tuple[str, ...]:
+    """Return the addresses of a port, taking one if it has none yet.
+
+    A freed address is taken again when every node that holds ports of the network has confirmed
+    a policy without it, or after ``quarantine_s`` seconds.
+
+    :raises Conflict: there is no free address; nothing was taken.
+    """
+    had = of_ports(tx, [port_id]).get(port_id)
+    if had:
+        return had
+    confirmed = (
+        select(func.min(policy_confirmations.c.revision))
+        .where(policy_confirmations.c.network_id == network_id)
+        .scalar_subquery()
+    )
+    a = addresses.alias("a")
+    first_free = (
+        select(a.c.address)
+        .where(
+            a.c.network_id == network_id,
+            a.c.port_id.is_(None),
+            a.c.is_reserved.is_(False),
+            or_(
+                a.c.freed_at == 0,
+                a.c.freed_at < tx.now - quarantine_s,
+                a.c.freed_revision <= confirmed,
+            ),
+        )
+        .order_by(a.c.position)
+        .limit(1)
+        .scalar_subquery()
+    )
+    taken = tx.execute(
+        update(addresses)
+        .where(
+            addresses.c.network_id == network_id,
+            addresses.c.address == first_free,
+            addresses.c.port_id.is_(None),
+        )
+        .values(port_id=port_id)
+        .returning(addresses.c.address)
+    ).scalar()
+    if taken is None:
+        raise Conflict(
+            f"Network {network_id} has no free address.",
+            hint="Terminate instances, or use another network.",
+            code="InsufficientFreeAddressesInSubnet",
+        )
+    return (taken,)
+
+
+def of_ports(tx: Transaction, port_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the addresses of ports, primary first."""
+    query = (
+        select(addresses.c.port_id, addresses.c.address)
+        .where(addresses.c.port_id.in_(list(port_ids)))
+        .order_by(addresses.c.position)
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for row in tx.execute(query):
+        found[row.port_id] = (*found.get(row.port_id, ()), row.address)
+    return found
+
+
+def free(tx: Transaction, port_ids: Iterable[str], revisions: dict[str, int]) -> None:
+    """Give the addresses of ports back; ``revisions`` is each network's policy without them."""
+    for network_id, revision in revisions.items():
+        tx.execute(
+            update(addresses)
+            .where(addresses.c.network_id == network_id, addresses.c.port_id.in_(list(port_ids)))
+            .values(port_id=None, freed_at=tx.now, freed_revision=revision)
+        )
+
+
+def revision(tx: Transaction, network_id: str) -> int:
+    """Return the policy revision of a network.
+
+    :raises NotFound: there is no such network.
+    """
+    query = select(networks.c.policy_revision).where(networks.c.id == network_id)
+    found = tx.execute(query).scalar()
+    if found is None:
+        raise NotFound(f"There is no network {network_id}.", code="InvalidSubnetID.NotFound")
+    return int(found)

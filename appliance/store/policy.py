@@ -1,0 +1,272 @@
+"""The policy of networks: revisions, what changed at which, and what a node must enforce.
+
+A change of rules or of members bumps the revision of every network of the VPC and leaves one row
+per change, so that a node gets the difference at a cost of what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import delete, insert, select, update
+
+from appliance.messages import GetPolicy, PolicyAnswer, PolicyChanged
+from appliance.model import (
+    FirewallGroup,
+    FirewallPort,
+    FirewallRule,
+    MemberChange,
+    NetworkPolicy,
+    NetworkSpec,
+    PolicyDelta,
+    tap_name,
+)
+from appliance.store import Transaction
+from appliance.store import networks as network_rows
+from appliance.store.schema import (
+    addresses,
+    networks,
+    placements,
+    policy_changes,
+    policy_confirmations,
+    port_groups,
+    ports,
+    security_group_rules,
+    security_groups,
+)
+
+KEPT_CHANGES = 2000
+"""Revisions after which a node that missed them gets the whole policy instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change: of ``rules`` of a group, of a ``port``, or a member ``joined`` or ``left``."""
+
+    kind: str
+    subject: str
+    address: str = ""
+
+
+def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str, int]:
+    """Write changes under a new revision of the VPC's networks; return the new revisions.
+
+    The nodes concerned are told after COMMIT.
+    """
+    rows = list(changes)
+    if not rows:
+        return {}
+    bumped = tx.execute(
+        update(networks)
+        .where(networks.c.vpc_id == vpc_id)
+        .values(policy_revision=networks.c.policy_revision + 1)
+        .returning(networks.c.id, networks.c.policy_revision)
+    ).all()
+    revisions = {row.id: row.policy_revision for row in bumped}
+    tx.execute(
+        insert(policy_changes),
+        [
+            {
+                "network_id": network_id,
+                "revision": revision,
+                "kind": change.kind,
+                "subject": change.subject,
+                "address": change.address,
+            }
+            for network_id, revision in revisions.items()
+            for change in rows
+        ],
+    )
+    for network_id, revision in revisions.items():
+        if revision % 100 == 0:
+            _forget_old(tx, network_id, revision - KEPT_CHANGES)
+        tx.announce("datapath", PolicyChanged(network_id=network_id, revision=revision))
+    return revisions
+
+
+def _forget_old(tx: Transaction, network_id: str, revision: int) -> None:
+    tx.execute(
+        delete(policy_changes).where(
+            policy_changes.c.network_id == network_id, policy_changes.c.revision <= revision
+        )
+    )
+
+
+def group_changed(tx: Transaction, vpc_id: str, group_id: str) -> None:
+    """Note that the rules of a group have changed."""
+    changed(tx, vpc_id, [Change(kind="rules", subject=group_id)])
+
+
+def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
+    """Return what a node must change to enforce the policy of today, and note what it has.
+
+    :raises NotFound: there is no such network.
+    """
+    revision = network_rows.revision(tx, question.network_id)
+    network = network_rows.find(tx, [question.network_id])[question.network_id]
+    _confirm(tx, question)
+    if question.known_revision == revision:
+        return PolicyAnswer()
+    oldest = revision - KEPT_CHANGES + 100
+    if question.known_revision < max(oldest, 0) or question.known_revision > revision:
+        return PolicyAnswer(policy=_whole(tx, network, revision, question.node_id))
+    return PolicyAnswer(delta=_difference(tx, network, revision, question))
+
+
+def _confirm(tx: Transaction, question: GetPolicy) -> None:
+    table = policy_confirmations
+    same = (table.c.network_id == question.network_id) & (table.c.node_id == question.node_id)
+    if question.known_revision < 0:
+        tx.execute(delete(table).where(same))
+        return
+    values = {"revision": question.known_revision}
+    stale = same & (table.c.revision != question.known_revision)
+    known = tx.execute(select(table.c.revision).where(same)).scalar()
+    if known is None:
+        tx.execute(
+            insert(table).values(network_id=question.network_id, node_id=question.node_id, **values)
+        )
+    elif known != question.known_revision:
+        tx.execute(update(table).where(stale).values(**values))
+
+
+def _whole(tx: Transaction, network: NetworkSpec, revision: int, node_id: str) -> NetworkPolicy:
+    here = _ports_on_node(tx, network.network_id, node_id, None)
+    groups = _groups(tx, _with_sources(tx, {g for port in here for g in port.group_ids}))
+    return NetworkPolicy(network=network, revision=revision, ports=here, groups=groups)
+
+
+def _difference(
+    tx: Transaction, network: NetworkSpec, revision: int, question: GetPolicy
+) -> PolicyDelta:
+    rows = _changes_since(tx, network.network_id, question.known_revision)
+    port_ids = {row.subject for row in rows if row.kind == "port"}
+    touched = _ports_on_node(tx, network.network_id, question.node_id, port_ids)
+    known = set(question.known_group_ids)
+    needed = _with_sources(tx, {group for port in touched for group in port.group_ids})
+    rewritten = {row.subject for row in rows if row.kind == "rules"} & known
+    # A rule that was added may name a group that this node has not heard of.
+    fresh = (needed | _with_sources(tx, rewritten)) - (known - rewritten)
+    return PolicyDelta(
+        network=network,
+        from_revision=question.known_revision,
+        to_revision=revision,
+        ports=touched,
+        removed_port_ids=tuple(sorted(port_ids - {port.port_id for port in touched})),
+        groups=_groups(tx, fresh),
+        member_changes=_member_changes(rows, known - fresh),
+    )
+
+
+def _changes_since(tx: Transaction, network_id: str, revision: int) -> list[Change]:
+    query = (
+        select(policy_changes)
+        .where(policy_changes.c.network_id == network_id, policy_changes.c.revision > revision)
+        .order_by(policy_changes.c.id)
+    )
+    return [
+        Change(kind=row.kind, subject=row.subject, address=row.address) for row in tx.execute(query)
+    ]
+
+
+def _member_changes(rows: Iterable[Change], group_ids: set[str]) -> tuple[MemberChange, ...]:
+    last: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.kind in ("joined", "left") and row.subject in group_ids:
+            last.setdefault(row.subject, {})[row.address] = row.kind
+    return tuple(
+        MemberChange(
+            group_id=group_id,
+            added=tuple(address for address, kind in kinds.items() if kind == "joined"),
+            removed=tuple(address for address, kind in kinds.items() if kind == "left"),
+        )
+        for group_id, kinds in last.items()
+    )
+
+
+def _ports_on_node(
+    tx: Transaction, network_id: str, node_id: str, port_ids: set[str] | None
+) -> tuple[FirewallPort, ...]:
+    """Return bound ports whose instance has an active placement on the node."""
+    query = (
+        select(ports.c.id, ports.c.mac)
+        .join(placements, placements.c.instance_id == ports.c.instance_id)
+        .where(
+            ports.c.network_id == network_id,
+            ports.c.is_bound.is_(True),
+            placements.c.node_id == node_id,
+            placements.c.phase == "committed",
+        )
+    )
+    if port_ids is not None:
+        query = query.where(ports.c.id.in_(port_ids))
+    rows = tx.execute(query.distinct()).all()
+    ids = [row.id for row in rows]
+    owned = network_rows.of_ports(tx, ids)
+    groups: dict[str, list[str]] = {}
+    for row in tx.execute(
+        select(port_groups).where(port_groups.c.port_id.in_(ids)).order_by(port_groups.c.group_id)
+    ):
+        groups.setdefault(row.port_id, []).append(row.group_id)
+    return tuple(
+        FirewallPort(
+            port_id=row.id,
+            tap=tap_name(row.id),
+            mac=row.mac,
+            addresses=owned.get(row.id, ()),
+            group_ids=tuple(groups.get(row.id, ())),
+        )
+        for row in rows
+    )
+
+
+def _with_sources(tx: Transaction, group_ids: set[str]) -> set[str]:
+    if not group_ids:
+        return set()
+    table = security_group_rules
+    query = select(table.c.source_group_id).where(
+        table.c.group_id.in_(group_ids), table.c.source_group_id != ""
+    )
+    return group_ids | set(tx.execute(query.distinct()).scalars())
+
+
+def _groups(tx: Transaction, group_ids: set[str]) -> tuple[FirewallGroup, ...]:
+    if not group_ids:
+        return ()
+    rules: dict[tuple[str, bool], list[FirewallRule]] = {}
+    table = security_group_rules
+    for row in tx.execute(
+        select(table).where(table.c.group_id.in_(group_ids)).order_by(table.c.id)
+    ):
+        rules.setdefault((row.group_id, row.is_egress), []).append(
+            FirewallRule(
+                rule_id=row.id,
+                protocol=row.protocol,
+                from_port=row.from_port,
+                to_port=row.to_port,
+                cidr=row.cidr,
+                source_group_id=row.source_group_id,
+            )
+        )
+    members: dict[str, list[str]] = {}
+    query = (
+        select(port_groups.c.group_id, addresses.c.address)
+        .join(addresses, addresses.c.port_id == port_groups.c.port_id)
+        .where(port_groups.c.group_id.in_(group_ids))
+        .order_by(addresses.c.position)
+    )
+    for row in tx.execute(query):
+        members.setdefault(row.group_id, []).append(row.address)
+    alive = tx.execute(
+        select(security_groups.c.id).where(security_groups.c.id.in_(group_ids))
+    ).scalars()
+    return tuple(
+        FirewallGroup(
+            group_id=group_id,
+            ingress=tuple(rules.get((group_id, False), ())),
+            egress=tuple(rules.get((group_id, True), ())),
+            members=tuple(members.get(group_id, ())),
+        )
+        for group_id in sorted(alive)
+    )

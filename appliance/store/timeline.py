@@ -1,0 +1,72 @@
+"""The timeline of instances, and the decisions that placed them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from sqlalchemy import insert, select
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from appliance.model import Decision, TimelineEntry
+from appliance.store import Transaction
+from appliance.store.schema import decisions, timeline
+
+
+def record(tx: Transaction, entries: Iterable[TimelineEntry]) -> None:
+    """Write entries; those that are there already are left alone."""
+    rows = [
+        {**msgspec.structs.asdict(entry), "causes": msgspec.json.encode(entry.causes)}
+        for entry in entries
+    ]
+    if rows:
+        dialect_insert = sqlite_insert if tx.is_sqlite else pg_insert
+        tx.execute(dialect_insert(timeline).on_conflict_do_nothing(), rows)
+
+
+def of_instance(tx: Transaction, instance_id: str) -> list[TimelineEntry]:
+    """Return an instance's timeline, oldest first."""
+    query = (
+        select(timeline)
+        .where(timeline.c.instance_id == instance_id)
+        .order_by(timeline.c.started_at, timeline.c.id)
+    )
+    return [
+        TimelineEntry(
+            instance_id=row.instance_id,
+            epoch=row.epoch,
+            request_id=row.request_id,
+            node=row.node,
+            role=row.role,
+            name=row.name,
+            started_at=row.started_at,
+            duration_ms=row.duration_ms,
+            outcome=row.outcome,
+            detail=row.detail,
+            causes=tuple(msgspec.json.decode(row.causes)) if row.causes else (),
+        )
+        for row in tx.execute(query)
+    ]
+
+
+def decide(tx: Transaction, decision: Decision) -> None:
+    """Keep the record of a placement choice."""
+    tx.execute(
+        insert(decisions).values(
+            instance_id=decision.instance_id,
+            epoch=decision.epoch,
+            body=msgspec.json.encode(decision),
+            made_at=decision.made_at,
+        )
+    )
+
+
+def decisions_of(tx: Transaction, instance_id: str) -> list[Decision]:
+    """Return the placement choices made for an instance, oldest first."""
+    query = (
+        select(decisions.c.body)
+        .where(decisions.c.instance_id == instance_id)
+        .order_by(decisions.c.id)
+    )
+    return [msgspec.json.decode(body, type=Decision) for body in tx.execute(query).scalars()]
