@@ -98,6 +98,22 @@ def group_changed(tx: Transaction, vpc_id: str, group_id: str) -> None:
     changed(tx, vpc_id, [Change(kind="rules", subject=group_id)])
 
 
+def is_current(tx: Transaction, question: GetPolicy) -> bool:
+    """Say whether a node has the policy of today in force, and that is written down."""
+    table = policy_confirmations
+    query = (
+        select(table.c.revision)
+        .join(networks, networks.c.id == table.c.network_id)
+        .where(
+            table.c.network_id == question.network_id,
+            table.c.node_id == question.node_id,
+            table.c.revision == question.known_revision,
+            networks.c.policy_revision == question.known_revision,
+        )
+    )
+    return tx.execute(query).first() is not None
+
+
 def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
     """Return what a node must change to enforce the policy of today, and note what it has.
 
