@@ -1,0 +1,180 @@
+"""The part of the rules that does not depend on any network: tables, hooks, guard, anti-spoofing.
+
+Bridge family: what a tap may send and receive, stateless, keyed by the tap. Inet family: state
+and group rules, keyed by (bridge, address), because br_netfilter shows the bridge and not the
+tap. A bridged packet proves with a class in ``meta priority`` that it has been through the inet
+family: without br_netfilter nothing would set it, and the packet is dropped.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+TABLE = "anynode"
+LAYOUT = "layout-1"
+"""Name of a set that says which structure the tables have; another one is replaced whole."""
+
+PROOF = "a11e:b0de"
+"""Class that marks a bridged packet between the inet family and the bridge's forward hook."""
+
+BRIDGE_SETS = {
+    "taps": "type ifname",
+    "mac": "type ifname . ether_addr",
+    "own4": "type ifname . ether_addr . ipv4_addr",
+    "own6": "type ifname . ether_addr . ipv6_addr",
+    "arp_targets": "type ifname . ipv4_addr",
+    "nd_targets": "typeof iifname . @th,64,128",
+}
+
+NETWORK_MAPS = ("zones", "egress", "ingress", "bridged", "input", "output")
+"""Verdict maps from a bridge to the chain of its network, one for each place that asks."""
+
+MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
+_SOLICIT = "ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit"
+_ARP_PROBE = "arp operation request arp saddr ip 0.0.0.0"
+_GUARDED = 'iifname "an*" iifname @tap_names drop'
+
+_BRIDGE_CHAINS: dict[str, tuple[str, ...]] = {
+    "prerouting": (
+        "type filter hook prerouting priority -300; policy accept;",
+        "iifname @taps goto from-tap",
+        _GUARDED,
+    ),
+    "reassembled": (
+        "type filter hook prerouting priority 10; policy accept;",
+        "meta l4proto != { icmp, udp, ipv6-icmp } accept",
+        "iifname @taps goto whole-from-tap",
+    ),
+    "input": (
+        "type filter hook input priority -300; policy accept;",
+        "ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f iifname @taps drop",
+        _GUARDED.replace("drop", "iifname != @taps drop"),
+    ),
+    "proven": (
+        "type filter hook forward priority 10; policy accept;",
+        f"meta priority {PROOF} meta priority set none accept",
+        "ether type { ip, ip6 } iifname @taps drop",
+        "ether type { ip, ip6 } oifname @taps drop",
+    ),
+    "postrouting": (
+        "type filter hook postrouting priority -300; policy accept;",
+        "oifname @taps goto to-tap",
+        _GUARDED.replace("iifname", "oifname"),
+    ),
+    "from-tap": (
+        "",
+        "ether type != { ip, ip6, arp } drop",
+        "iifname . ether saddr . ip saddr @own4 accept",
+        "iifname . ether saddr . ip6 saddr @own6 accept",
+        "iifname . ether saddr != @mac drop",
+        "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+        f"ip6 saddr :: icmpv6 type {MULTICAST_REPORTS} accept",
+        "ip6 saddr :: ip6 hoplimit 255 icmpv6 type nd-router-solicit accept",
+        f"{_SOLICIT} ip6 saddr :: iifname . @th,64,128 @nd_targets accept",
+        "ether type != arp drop",
+        "arp htype != 1 drop",
+        "arp ptype != ip drop",
+        "arp hlen != 6 drop",
+        "arp plen != 4 drop",
+        "iifname . arp saddr ether != @mac drop",
+        "arp operation { request, reply } iifname . ether saddr . arp saddr ip @own4 accept",
+        f"{_ARP_PROBE} iifname . ether saddr . arp daddr ip @own4 accept",
+        "drop",
+    ),
+    "whole-from-tap": (
+        "",
+        "meta protocol ip udp sport 67 drop",
+        "meta protocol ip udp dport 68 drop",
+        "meta protocol ip6 udp sport 547 drop",
+        "meta protocol ip6 udp dport 546 drop",
+        "icmp type redirect drop",
+        "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } drop",
+        "icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @nd_targets drop",
+    ),
+    "to-tap": (
+        "",
+        "ether type != { ip, ip6, arp } drop",
+        "oifname . ether daddr . ip daddr @own4 accept",
+        "oifname . ether daddr . ip6 daddr @own6 accept",
+        "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 oifname . ether daddr != @mac drop",
+        "arp htype 1 arp ptype ip arp hlen 6 arp plen 4 oifname . arp daddr ip @arp_targets accept",
+        "ip daddr 255.255.255.255 udp sport 67 udp dport 68 accept",
+        "ip6 daddr != ff02::/16 drop",
+        "icmpv6 type mld-listener-query accept",
+        "ip6 hoplimit != 255 drop",
+        f"{_SOLICIT} oifname . @th,64,128 @nd_targets accept",
+        "icmpv6 type { nd-router-advert, nd-neighbor-advert } accept",
+        "drop",
+    ),
+}
+
+_INET_CHAINS: dict[str, tuple[str, ...]] = {
+    "prerouting": (
+        "type filter hook prerouting priority -300; policy accept;",
+        "iifname vmap @zones",
+        _GUARDED,
+    ),
+    "egress": (
+        "type filter hook forward priority -20; policy accept;",
+        "iifname vmap @egress",
+    ),
+    "ingress": (
+        "type filter hook forward priority -10; policy accept;",
+        "oifname vmap @ingress",
+    ),
+    "bridged": (
+        "type filter hook forward priority 10; policy accept;",
+        "iifname vmap @bridged",
+    ),
+    "input": (
+        "type filter hook input priority -10; policy accept;",
+        "iifname vmap @input",
+    ),
+    "output": (
+        "type filter hook output priority -10; policy accept;",
+        "oifname vmap @output",
+    ),
+    "postrouting": (
+        "type filter hook postrouting priority -300; policy accept;",
+        _GUARDED.replace("iifname", "oifname"),
+    ),
+}
+
+
+def _tap_names() -> str:
+    """Return a set of patterns for taps: "an" and hexadecimal digits, so not the bridge anbr0."""
+    pairs = ("".join(pair) for pair in product("0123456789abcdef", repeat=2))
+    return ", ".join(f'"an{pair}*"' for pair in pairs)
+
+
+def hooked_chains() -> dict[str, dict[str, int]]:
+    """Return for each family the chains of this module and how many rules each must have."""
+    return {
+        family: {name: len(lines) - 1 for name, lines in chains.items()}
+        for family, chains in (("bridge", _BRIDGE_CHAINS), ("inet", _INET_CHAINS))
+    }
+
+
+def render_base() -> list[str]:
+    """Return commands that put the base in place and leave all else as it is; repeatable."""
+    lines: list[str] = []
+    for family, chains in (("bridge", _BRIDGE_CHAINS), ("inet", _INET_CHAINS)):
+        table = f"{family} {TABLE}"
+        lines.append(f"add table {table}")
+        lines.append(f"add set {table} {LAYOUT} {{ type mark; }}")
+        lines.append(f"add set {table} tap_names {{ type ifname; flags interval; }}")
+        lines.append(f"flush set {table} tap_names")
+        lines.append(f"add element {table} tap_names {{ {_tap_names()} }}")
+        if family == "bridge":
+            lines += [f"add set {table} {name} {{ {kind}; }}" for name, kind in BRIDGE_SETS.items()]
+        else:
+            lines.append(f"add set {table} networks {{ type ifname; }}")
+            lines += [
+                f"add map {table} {name} {{ type ifname : verdict; }}" for name in NETWORK_MAPS
+            ]
+        for name, (hook, *_) in chains.items():
+            lines.append(f"add chain {table} {name}" + (f" {{ {hook} }}" if hook else ""))
+            lines.append(f"flush chain {table} {name}")
+        for name, (_, *rules) in chains.items():
+            lines += [f"add rule {table} {name} {rule}" for rule in rules]
+    return lines

@@ -1,0 +1,266 @@
+"""From values of a policy to parts: pure, one function for each kind of part."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+
+from anynode_firewall_nftables.base import MULTICAST_REPORTS, NETWORK_MAPS, PROOF
+from anynode_firewall_nftables.names import canonical_mac, checked_device, is_device, token
+from anynode_firewall_nftables.parts import BRIDGE, EMPTY, INET, Part
+from appliance.errors import InputError
+from appliance.firewall import METADATA_ADDRESS, compile_rules, own_addresses, services
+from appliance.firewall.rules import FAMILIES, ICMP, ICMPV6, Service, Span, icmp_rectangles
+from appliance.firewall.rules import parse_address as parse
+from appliance.model import FirewallGroup, FirewallPort, FirewallRule, NetworkSpec
+
+_STATE_KNOWN = "ct state { established, related } accept"
+_DISCOVERY = "ip6 hoplimit 255 icmpv6 type"
+_NOT_OPENING = "tcp flags & (fin | syn | rst | ack) != syn drop"
+_IP = {4: "ip", 6: "ip6"}
+_ICMP = {4: ("icmp", ICMP), 6: ("icmpv6", ICMPV6)}
+
+
+def network_part(network: NetworkSpec, zone: int) -> Part:
+    """Return the chains of a network and its entries in the maps from bridge to chain.
+
+    :raises InputError: the bridge or a range of the network is malformed.
+    """
+    net, bridge = network.network_id, checked_device(network.bridge)
+    chains = {
+        f"zones.{net}": tuple(_zone_rules(network, zone)),
+        f"egress.{net}": (
+            _STATE_KNOWN,
+            f"meta priority set ip saddr map @a4.{net} goto out.{net}",
+            f"meta priority set ip6 saddr map @a6.{net} goto out.{net}",
+        ),
+        f"ingress.{net}": (_STATE_KNOWN, *_to_instance(net)),
+        f"bridged.{net}": (
+            f'oifname "{bridge}" ct original zone {zone} meta priority set {PROOF} accept',
+            f'oifname "{bridge}" ct state untracked meta priority set {PROOF}',
+        ),
+        f"input.{net}": tuple(_input_rules(network)),
+        f"output.{net}": (
+            _STATE_KNOWN,
+            "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
+            "meta nfproto ipv6 udp sport 547 udp dport 546 accept",
+            *_to_instance(net),
+        ),
+        f"out.{net}": (
+            f"{_DISCOVERY} {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept",
+            f"icmpv6 type {MULTICAST_REPORTS} accept",
+            *_new_flow(f"profiles.out.{net}"),
+        ),
+        f"in.{net}": (
+            f"{_DISCOVERY} {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept",
+            *_new_flow(f"profiles.in.{net}"),
+        ),
+    }
+    return Part(
+        sets={
+            f"a4.{net}": "type ipv4_addr : classid",
+            f"a6.{net}": "type ipv6_addr : classid",
+            f"profiles.in.{net}": "type classid : verdict",
+            f"profiles.out.{net}": "type classid : verdict",
+        },
+        chains=chains,
+        elements={
+            f"{INET} {name}": frozenset({f'"{bridge}" : goto {name}.{net}'})
+            for name in NETWORK_MAPS
+        },
+    )
+
+
+def _to_instance(net: str) -> tuple[str, str]:
+    return (
+        f"meta priority set ip daddr map @a4.{net} goto in.{net}",
+        f"meta priority set ip6 daddr map @a6.{net} goto in.{net}",
+    )
+
+
+def _new_flow(profiles: str) -> tuple[str, ...]:
+    return (
+        "ct state { invalid, untracked } drop",
+        _NOT_OPENING,
+        f"meta priority vmap @{profiles}",
+        "drop",
+    )
+
+
+def _zone_rules(network: NetworkSpec, zone: int) -> Iterator[str]:
+    """Yield the choice of the conntrack zone.
+
+    Within the network both directions count in its zone, so that equal ranges of two networks
+    never meet. What leaves it has its answers in zone 0, where translated and routed packets come
+    back; the node's own addresses are outside in this sense.
+    """
+    both = f"fib daddr . iif type != local ct zone set {zone} accept"
+    if cidr := _range(network.cidr, 4):
+        yield f"ip saddr {cidr} ip daddr {cidr} {both}"
+    ranges = ", ".join(filter(None, ("fe80::/10", _range(network.cidr6, 6))))
+    yield f"ip6 saddr {{ {ranges} }} ip6 daddr {{ {ranges} }} {both}"
+    yield f"ct original zone set {zone}"
+
+
+def _range(cidr: str, version: int) -> str:
+    if not cidr:
+        return ""
+    try:
+        network = ipaddress.ip_network(cidr, strict=False)
+    except ValueError as error:
+        raise InputError(f"{cidr!r} is no range of addresses of a network.") from error
+    if network.version != version:
+        raise InputError(f"{cidr!r} is no range of IPv{version} addresses.")
+    return str(network)
+
+
+def _input_rules(network: NetworkSpec) -> Iterator[str]:
+    net = network.network_id
+    yield _STATE_KNOWN
+    yield "meta nfproto ipv4 udp sport 68 udp dport 67 accept"
+    yield "meta nfproto ipv6 udp sport 546 udp dport 547 accept"
+    yield f"{_DISCOVERY} {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept"
+    yield (
+        f"meta l4proto tcp ct original ip daddr {METADATA_ADDRESS} ct original proto-dst 80 accept"
+    )
+    for family, gateway in ((4, network.gateway), (6, network.gateway6)):
+        address = parse(gateway)
+        if address and address.version == family:
+            field = f"{_IP[family]} daddr {address}"
+            yield f"{field} meta l4proto . th dport {{ tcp . 53, udp . 53 }} accept"
+            yield f"{field} {_ICMP[family][0]} type echo-request accept"
+    yield f"meta priority set ip saddr map @a4.{net} drop"
+    yield f"meta priority set ip6 saddr map @a6.{net} drop"
+
+
+def port_part(network_id: str, port: FirewallPort, profile: int) -> Part:
+    """Return the elements of a port; none for a malformed one, which the guard then drops."""
+    mac = canonical_mac(port.mac)
+    if mac is None or not is_device(port.tap):
+        return EMPTY
+    tap = f'"{port.tap}"'
+    own = own_addresses(port)
+    addresses = {
+        family: [str(address) for address in own if address.version == family]
+        for family in FAMILIES
+    }
+    targets = [int(address) for address in own if address.version == 6]
+    value = f"{profile >> 16:x}:{profile & 0xFFFF:x}"
+    return Part(
+        elements={
+            f"{BRIDGE} taps": frozenset({f'{tap} comment "{network_id}"'}),
+            f"{BRIDGE} mac": frozenset({f"{tap} . {mac}"}),
+            f"{BRIDGE} own4": frozenset(f"{tap} . {mac} . {a}" for a in addresses[4]),
+            f"{BRIDGE} own6": frozenset(f"{tap} . {mac} . {a}" for a in addresses[6]),
+            f"{BRIDGE} arp_targets": frozenset(f"{tap} . {a}" for a in addresses[4]),
+            f"{BRIDGE} nd_targets": frozenset(f"{tap} . {number:#034x}" for number in targets),
+            f"{INET} a4.{network_id}": frozenset(f"{a} : {value}" for a in addresses[4]),
+            f"{INET} a6.{network_id}": frozenset(f"{a} : {value}" for a in addresses[6]),
+        }
+    )
+
+
+def profile_part(network_id: str, group_ids: Iterable[str], profile: int) -> Part:
+    """Return the chains of a set of groups that ports are in together."""
+    value = f"{profile >> 16:x}:{profile & 0xFFFF:x}"
+    tokens = sorted(map(token, group_ids))
+    return Part(
+        chains={
+            f"{way}.{network_id}.p{profile}": (
+                "meta priority set none",
+                *(f"jump {way}.{network_id}.g.{group}" for group in tokens),
+                "drop",
+            )
+            for way in ("in", "out")
+        },
+        elements={
+            f"{INET} profiles.{way}.{network_id}": frozenset(
+                {f"{value} : goto {way}.{network_id}.p{profile}"}
+            )
+            for way in ("in", "out")
+        },
+    )
+
+
+def group_part(network_id: str, group: FirewallGroup) -> Part:
+    """Return the chains with the rules of a group."""
+    return Part(
+        chains={
+            f"{way}.{network_id}.g.{token(group.group_id)}": tuple(
+                rule
+                for family in FAMILIES
+                for rule in _rules(network_id, family, "saddr" if way == "in" else "daddr", rules)
+            )
+            for way, rules in (("in", group.ingress), ("out", group.egress))
+        }
+    )
+
+
+def members_part(network_id: str, group_id: str, members: Iterable[str]) -> Part:
+    """Return the sets of a group's members, malformed addresses left out."""
+    found: dict[int, set[str]] = {4: set(), 6: set()}
+    for text in members:
+        if address := parse(text):
+            found[address.version].add(str(address))
+    names = {family: f"m{family}.{network_id}.{token(group_id)}" for family in FAMILIES}
+    return Part(
+        sets={names[family]: f"type ipv{family}_addr" for family in FAMILIES},
+        elements={f"{INET} {names[family]}": frozenset(found[family]) for family in FAMILIES},
+    )
+
+
+def _rules(
+    network_id: str, family: int, field: str, rules: Iterable[FirewallRule]
+) -> Iterator[str]:
+    compiled = compile_rules(rules, family)
+    peer = f"{_IP[family]} {field}"
+    by_range = [
+        (str(cidr), service)
+        for cidr, spans in compiled.cidrs.items()
+        for service in services(spans)
+    ]
+    for fields, keys in _service_fields(family, by_range):
+        yield f"{peer} . {fields} {{ {', '.join(keys)} }} accept"
+    for group_id, spans in compiled.groups.items():
+        members = f"{peer} @m{family}.{network_id}.{token(group_id)}"
+        yield from (f"{members} {match}accept" for match in _service_matches(family, spans))
+
+
+def _service_matches(family: int, spans: tuple[Span, ...]) -> Iterator[str]:
+    found = services(spans)
+    if any(s.is_whole and (s.first_protocol, s.last_protocol) == (0, 255) for s in found):
+        yield ""
+        return
+    for fields, keys in _service_fields(family, [("", service) for service in found]):
+        yield f"{fields} {{ {', '.join(keys)} }} "
+
+
+def _service_fields(
+    family: int, entries: Iterable[tuple[str, Service]]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield up to three matches: whole protocols, ports, ICMP types; keys begin with the peer."""
+    protocols, ports, types = [], [], []
+    for peer, service in entries:
+        start = f"{peer} . " if peer else ""
+        first, last = service.first_protocol, service.last_protocol
+        if service.is_whole:
+            protocols.append(start + _interval(first, last))
+        elif first == _ICMP[family][1]:
+            types += [
+                f"{start}{_interval(*kinds)} . {_interval(*codes)}"
+                for kinds, codes in icmp_rectangles(service)
+            ]
+        else:
+            ports.append(f"{start}{first} . {_interval(service.first_port, service.last_port)}")
+    icmp = _ICMP[family][0]
+    for fields, keys in (
+        ("meta l4proto", protocols),
+        ("meta l4proto . th dport", ports),
+        (f"{icmp} type . {icmp} code", types),
+    ):
+        if keys:
+            yield fields, keys
+
+
+def _interval(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"
