@@ -13,7 +13,8 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _ID = re.compile(r"[a-z0-9]{1,16}-[a-z0-9-]{1,64}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_LINK = re.compile(r"[a-z][a-z0-9_-]{0,14}")
+# Three bytes are left of a link's 15 for the label of the metadata address.
+_LINK = re.compile(r"[a-z][a-z0-9_-]{0,11}")
 _OUR_TAP = re.compile(r"an[0-9a-f]{12}")
 
 
@@ -41,9 +42,14 @@ def check_network_id(network_id: str) -> None:
     _match(_ID, network_id, "network id")
 
 
+def check_port_id(port_id: str) -> None:
+    """Raise InputError unless it has the form of an id; it becomes the name of a file."""
+    _match(_ID, port_id, "port id")
+
+
 def check_port(network: NetworkSpec, port: PortSpec) -> None:
     """Raise InputError unless the port's values are well-formed and belong to the network."""
-    _match(_ID, port.port_id, "port id")
+    check_port_id(port.port_id)
     _match(_MAC, port.mac, "MAC address")
     if int(port.mac[:2], 16) & 1:
         raise InputError(f"{port.mac} is a group address, not the MAC address of a network card.")

@@ -163,7 +163,7 @@ def ensure_bridge(
             ifalias=str(mark),
         )
         _protect_bridge(name, has_ipv6=any(gateway.version == 6 for gateway in gateways))
-        _set_addresses(netlink, index, gateways)
+        _set_addresses(netlink, index, name, gateways)
         netlink.link("set", index=index, state="up")
 
 
@@ -182,7 +182,7 @@ def _set_ipv6(name: str, *, is_enabled: bool) -> None:
         write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0" if is_enabled else "1")
 
 
-def _set_addresses(netlink: Any, index: int, gateways: tuple[Interface, ...]) -> None:
+def _set_addresses(netlink: Any, index: int, name: str, gateways: tuple[Interface, ...]) -> None:
     wanted = {str(gateway) for gateway in gateways} | {f"{METADATA_ADDRESS}/32"}
     present = {
         f"{ipaddress.ip_address(message.get_attr('IFA_ADDRESS'))}/{message['prefixlen']}"
@@ -192,14 +192,17 @@ def _set_addresses(netlink: Any, index: int, gateways: tuple[Interface, ...]) ->
     }
     for text in sorted(wanted - present):
         address = ipaddress.ip_interface(text)
-        # Scope host: the kernel never takes it as the source of a connection of its own.
-        scope = _SCOPE_HOST if str(address.ip) == METADATA_ADDRESS else 0
+        extra: dict[str, Any] = {}
+        if str(address.ip) == METADATA_ADDRESS:
+            # Scope host: the kernel never takes it as the source of a connection of its own. By
+            # its label dnsmasq knows that it is not to listen there, where each network's would.
+            extra = {"scope": _SCOPE_HOST, "label": f"{name}:md"}
         netlink.addr(
             "add",
             index=index,
             address=str(address.ip),
             prefixlen=address.network.prefixlen,
-            scope=scope,
+            **extra,
         )
     for text in sorted(present - wanted):
         address = ipaddress.ip_interface(text)

@@ -227,3 +227,10 @@ class NetworkContract:
         with pytest.raises(InputError):
             driver.attach(network, PortSpec(**fields))
         assert driver.list().ports == ()
+
+    @pytest.mark.parametrize("name", ["../../x", "", "a/b", "eni-1\n"])
+    def test_hostile_ids_are_refused(self, driver: Network, name: str) -> None:
+        with pytest.raises(InputError):
+            driver.detach(name)
+        with pytest.raises(InputError):
+            driver.release(name)

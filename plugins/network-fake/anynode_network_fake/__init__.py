@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from appliance.datapath.checks import check_network, check_network_id, check_port
+from appliance.datapath.checks import check_network, check_network_id, check_port, check_port_id
 from appliance.errors import Conflict, NotFound
 from appliance.hookspecs import PluginContext, hookimpl
 from appliance.model import AttachedPort, NetworkSpec, NetworkState, PortSpec, tap_name
@@ -97,6 +97,7 @@ class FakeNetwork:
     @hookimpl
     def network_detach(self, port_id: str) -> None:
         """Forget a port."""
+        check_port_id(port_id)
         with self._lock:
             if self.node.ports.pop(port_id, None):
                 self._save()

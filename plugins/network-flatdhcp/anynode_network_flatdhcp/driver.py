@@ -11,7 +11,13 @@ from msgspec.structs import replace
 
 from anynode_network_flatdhcp.record import Forwarding, RecordFile
 from appliance.datapath import dnsmasq, links, nat
-from appliance.datapath.checks import check_network, check_network_id, check_port, interface
+from appliance.datapath.checks import (
+    check_network,
+    check_network_id,
+    check_port,
+    check_port_id,
+    interface,
+)
 from appliance.errors import Conflict, NotFound
 from appliance.hookspecs import hookimpl
 from appliance.model import AttachedPort, NetworkSpec, NetworkState, PortSpec, tap_name
@@ -121,11 +127,13 @@ class FlatDhcp:
     @hookimpl
     def network_detach(self, port_id: str) -> None:
         """Remove tap and lease of a port."""
+        check_port_id(port_id)
         with self._lock:
             if self._is_ours(port_id):
                 links.remove_tap(tap_name(port_id), port_id=port_id)
-            for network_id in self._record.value.networks:
-                dnsmasq.remove_port(port_id, self._places(network_id))
+            # Not the record's networks: a lease must go with its tap when the record was lost, too.
+            for directory in self._private.iterdir():
+                dnsmasq.remove_port(port_id, self._places(directory.name))
             self._record.write(self._record.value.without_port(port_id))
 
     def _is_ours(self, port_id: str) -> bool:
