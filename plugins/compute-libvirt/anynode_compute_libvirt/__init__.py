@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -35,6 +34,7 @@ def create(settings: Settings, context: PluginContext) -> object:
     """Return the driver; starts libvirt's daemons when they are missing and it may.
 
     :raises ConfigError: libvirt, or its Python binding, is not installed.
+    :raises Unavailable: the daemons were started and do not answer.
     """
     try:
         from anynode_compute_libvirt.driver import LibvirtCompute
@@ -43,8 +43,13 @@ def create(settings: Settings, context: PluginContext) -> object:
             f"The libvirt binding of this Python cannot be imported: {error}.",
             hint=f"Install libvirt-python; it needs libvirt itself: {APT_LINE}",
         ) from error
+    started: tuple[int, ...] = ()
     if settings.start_daemon and settings.uri == SYSTEM_URI:
-        ensure_daemons(context.run_dir, socket_path=Path(SOCKET))
-    return LibvirtCompute(
+        started = ensure_daemons(context.run_dir, socket_path=SOCKET)
+    driver = LibvirtCompute(
         uri=settings.uri, virtualization=settings.virtualization, disk_path=context.state_dir
     )
+    if started:
+        # Its socket answers at once, but a first start looks at every QEMU binary: 10 s.
+        driver.wait_for_libvirtd(deadline_s=60)
+    return driver

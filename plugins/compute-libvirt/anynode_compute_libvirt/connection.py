@@ -120,10 +120,16 @@ class Connection:
             if _is_alive(live):
                 raise translated(error, attempt) from error
             log.info("the connection to libvirtd broke; once more with a new one")
+        live = self._opened()
         try:
-            return work(self._opened())
+            return work(live)
         except libvirt.libvirtError as error:
-            raise translated(error, attempt) from error
+            if _is_alive(live):
+                raise translated(error, attempt) from error
+            raise Unavailable(
+                f"Could not {attempt}: libvirtd went away: {error.get_error_message()}.",
+                hint=self._hint,
+            ) from error
 
     def _opened(self) -> Any:
         with self._open_lock:

@@ -45,7 +45,7 @@ def ensure_daemons(
     """
     has_systemd = Path("/run/systemd/system").is_dir()
     if not has_systemd:
-        _open_kvm(KVM)
+        open_kvm(KVM)
     if _answers(socket_path):
         return ()
     if has_systemd:
@@ -103,8 +103,8 @@ def _start(run_dir: Path) -> dict[str, int]:
     return started
 
 
-def _open_kvm(device: Path) -> None:
-    """Give ``/dev/kvm`` to its group, as udev does where there is one.
+def open_kvm(device: Path) -> None:
+    """Give ``/dev/kvm`` to its group where nobody but root may use it, as udev does.
 
     Where QEMU's user may not use the device, libvirt finds its knowledge of QEMU outdated at each
     look, starts QEMU several times to renew it, and a definition takes ten seconds.

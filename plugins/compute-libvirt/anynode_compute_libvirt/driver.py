@@ -202,6 +202,10 @@ class LibvirtCompute:
     def compute_console(self, instance_id: str, directory: str, tail_bytes: int) -> ConsoleOutput:
         return read_console(directory, tail_bytes)
 
+    def wait_for_libvirtd(self, deadline_s: float) -> None:
+        """Open the connection now; :raises Unavailable: not within ``deadline_s`` seconds."""
+        self._connection.call("connect", lambda _live: None, deadline_s=deadline_s)
+
     def _opened(self, live: Any) -> None:
         """Learn what this libvirtd can do, and what changed while nobody listened."""
         capabilities = live.getCapabilities()

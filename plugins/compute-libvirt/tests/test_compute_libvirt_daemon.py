@@ -1,5 +1,6 @@
 """Starting and ending libvirt's daemons: what is ours, and nothing else."""
 
+import grp
 import json
 import os
 import re
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from anynode_compute_libvirt.daemon import ensure_daemons, stop_daemons
+from anynode_compute_libvirt import daemon
+from anynode_compute_libvirt.daemon import ensure_daemons, open_kvm, stop_daemons
 
 from appliance.errors import ConfigError
 from tests.rig import Rig
@@ -17,7 +19,8 @@ from tests.rig.fixtures import require
 
 ENSURE = """
 import pathlib, sys
-from anynode_compute_libvirt.daemon import ensure_daemons, stop_daemons
+from anynode_compute_libvirt import daemon
+from anynode_compute_libvirt.daemon import ensure_daemons, open_kvm, stop_daemons
 run_dir = pathlib.Path(sys.argv[1])
 print(*{"ensure": ensure_daemons, "stop": stop_daemons}[sys.argv[2]](run_dir))
 """
@@ -88,5 +91,25 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if Path("/run/systemd/system").is_dir() or os.geteuid() != 0:
         pytest.skip("systemd starts the daemons here, or this is not root")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(daemon, "KVM", tmp_path / "none")
     with pytest.raises(ConfigError, match="apt-get install"):
         ensure_daemons(tmp_path, socket_path=tmp_path / "none")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o600, 0o660), (0o660, 0o660), (0o666, 0o666)])
+def test_kvm_is_opened_to_its_group_only_where_it_is_closed(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    try:
+        group = grp.getgrnam("kvm").gr_gid
+    except KeyError:
+        pytest.skip("this machine lacks the group kvm")
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(before)
+    open_kvm(device)
+    assert device.stat().st_mode & 0o777 == after
+    assert (device.stat().st_gid == group) is (before != after)
+    open_kvm(tmp_path / "none")
