@@ -203,7 +203,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     die "this is for Debian 12, Ubuntu 24.04 or newer: no apt-get was found."
 fi
 ! is_complete || exit 0
-[ "$(id -u)" -eq 0 ] || exec "$setup/as-root" "${BASH_SOURCE[0]}" "$@"
+[ $EUID -eq 0 ] || exec "$setup/as-root" "${BASH_SOURCE[0]}" "$@"
 
 mkdir -p "$root/var"
 exec 9>"$root/var/.setup.lock"

@@ -1,0 +1,113 @@
+"""The set-up of a machine: the lists it installs from, and what it refuses to touch.
+
+Setting a bare machine up takes minutes; tests/fresh/run does that.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = ROOT / "setup"
+
+
+def canonical(requirement: str) -> str:
+    """Return the name in a requirement such as "oslo.utils>=7.3"."""
+    name = re.split(r"[\s\[<>=!~;]", requirement.strip(), maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names(file: Path) -> list[str]:
+    return [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def locked(file: Path) -> dict[str, str]:
+    """Return name and version of each pinned package."""
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", file.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-build"])
+def test_requirements_are_pinned_with_hashes_and_no_addresses(name: str) -> None:
+    entries = (SETUP / f"{name}.txt").read_text().replace(" \\\n", " ").splitlines()
+    for entry in entries:
+        assert entry.startswith("#") or re.fullmatch(
+            r"[a-z0-9-]+==\S+(     ?--hash=sha256:[0-9a-f]{64})+", entry
+        ), entry
+    assert locked(SETUP / f"{name}.txt").keys() >= {
+        canonical(line) for line in names(SETUP / f"{name}.in")
+    }
+
+
+def test_build_requirements_agree_with_the_others() -> None:
+    all_of_them = locked(SETUP / "requirements.txt")
+    build = locked(SETUP / "requirements-build.txt")
+    assert build.items() <= all_of_them.items()
+
+
+def test_every_dependency_of_our_distributions_is_locked() -> None:
+    available = locked(SETUP / "requirements.txt").keys()
+    for file in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")]:
+        wanted = tomllib.loads(file.read_text())["project"].get("dependencies", [])
+        missing = {canonical(one) for one in wanted} - available
+        ours = {name for name in missing if name == "anynode" or name.startswith("anynode-")}
+        assert missing == ours, file
+
+
+def test_debian_packages_are_names_without_versions() -> None:
+    packages = names(SETUP / "debian-packages.txt")
+    assert len(packages) == len(set(packages))
+    for package in packages:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package), package
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with nothing but the set-up in it, and no package to install."""
+    shutil.copytree(SETUP, tmp_path / "setup")
+    (tmp_path / "setup/debian-packages.txt").write_text("# none\n")
+    return tmp_path
+
+
+@pytest.mark.node
+def test_a_folder_that_is_no_environment_is_left_alone(checkout: Path) -> None:
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv/mine").write_text("precious")
+    done = subprocess.run([checkout / "setup/setup.sh"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is no Python environment: move it away" in done.stderr
+    assert (checkout / ".venv/mine").read_text() == "precious"
+
+
+@pytest.mark.node
+def test_a_failing_program_shows_the_end_of_its_output(checkout: Path) -> None:
+    (checkout / "setup/requirements-build.txt").write_text("pip==0.0.0 --hash=sha256:0\n")
+    done = subprocess.run([checkout / "setup/setup.sh"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "make .venv" in done.stdout
+    assert "the end of" in done.stderr
+    assert "then run it again" in done.stderr
+    assert not (checkout / ".venv/.setup/all").exists()
+
+
+@pytest.mark.node
+def test_without_root_and_sudo_one_sentence_says_so() -> None:
+    # Not in tmp_path, which only its owner may enter.
+    script = Path("/var/tmp") / f"anynode-as-root-{os.getpid()}"
+    shutil.copy(SETUP / "as-root", script)
+    try:
+        done = subprocess.run(
+            ["/usr/bin/setpriv", "--reuid", "65534", "--clear-groups", "/bin/bash", script, "true"],
+            env={"PATH": "/nowhere"},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        script.unlink()
+    assert done.returncode == 1
+    assert "This needs root, and there is no sudo" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
