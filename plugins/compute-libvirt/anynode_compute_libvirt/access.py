@@ -74,7 +74,7 @@ def check_reachable(definition: InstanceDefinition, owner: tuple[int, int]) -> N
                 )
         raise ConfigError(
             f"QEMU's user {_user_name(owner)} cannot read {path}.",
-            hint="Images and kernels must be readable by all.",
+            hint="Set images.group to a group that this user is in.",
         )
 
 
@@ -123,16 +123,12 @@ def _may(owner: tuple[int, int], access: str, paths: Sequence[str]) -> bool:
     """Say whether QEMU's user has an access (as of ``test``) to all paths, asked of the kernel."""
     wanted = [word for path in paths for word in (access, path, "-a")][:-1]
     try:
-        groups = os.getgrouplist(pwd.getpwuid(owner[0]).pw_name, owner[1])
-    except KeyError:
-        groups = [owner[1]]
-    try:
         run(
             [
                 "setpriv",
                 f"--reuid={owner[0]}",
                 f"--regid={owner[1]}",
-                f"--groups={','.join(map(str, groups))}",
+                f"--groups={','.join(map(str, sorted(_groups(owner))))}",
                 "test",
                 *wanted,
             ],
@@ -141,6 +137,15 @@ def _may(owner: tuple[int, int], access: str, paths: Sequence[str]) -> bool:
     except CommandFailed:
         return False
     return True
+
+
+def _groups(owner: tuple[int, int]) -> set[int]:
+    """Return the groups that libvirt gives to QEMU: those of the user, its own one included."""
+    try:
+        user = pwd.getpwuid(owner[0])
+    except KeyError:
+        return {owner[1]}
+    return {owner[1], *os.getgrouplist(user.pw_name, user.pw_gid)}
 
 
 def _user_name(owner: tuple[int, int]) -> str:
