@@ -78,7 +78,7 @@ def _gone(parts: NodeParts, tx: Transaction, message: Report, instance: Instance
     if instance.desired is Desired.TERMINATED:
         instances.terminated(tx, instance, None)
         return
-    attempts = instances.count_attempt(tx, instance.instance_id)
+    attempts = instances.count_attempt(tx, instance.instance_id, message.reason)
     may_retry = (
         instance.desired is Desired.RUNNING
         and instance.launched_at is None

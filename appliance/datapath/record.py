@@ -9,10 +9,12 @@ NETWORK = "network"
 
 
 class PortRecord(Value, frozen=True, kw_only=True):
-    """A port that has, or is to have, its tap on this node."""
+    """A port of which this node has, or is to have, the tap or the rules."""
 
     port: PortSpec
     metadata: InstanceMetadata
+    is_attached: bool = True
+    is_guarded: bool = False
 
 
 class NetworkRecord(Value, frozen=True, kw_only=True):

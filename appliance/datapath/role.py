@@ -6,6 +6,8 @@ import logging
 import secrets
 from pathlib import Path
 
+import msgspec
+
 from appliance.datapath.metadata_server import MetadataServer
 from appliance.datapath.metadata_tree import Subject as MetadataSubject
 from appliance.datapath.policy import PolicyKeeper
@@ -146,7 +148,12 @@ class Datapath:
             record = NetworkRecord(network=network)
             self._journal.put(NETWORK, network.network_id, record)
             self._networks[network.network_id] = record
-        kept = PortRecord(port=port, metadata=question.metadata)
+        before = self._ports.get(port.port_id)
+        kept = PortRecord(
+            port=port,
+            metadata=question.metadata,
+            is_guarded=before.is_guarded if before else False,
+        )
         self._journal.put(PORT, port.port_id, kept)
         self._ports[port.port_id] = kept
         self._index(kept)
@@ -159,6 +166,7 @@ class Datapath:
         :raises Conflict: the rules are not in force.
         """
         network_id = self._network_of(question.port_id)
+        self._note(question.port_id, is_guarded=True)
         revision = self.policies.guard(network_id, question.port_id)
         return Done(detail=f"policy revision {revision}")
 
@@ -190,17 +198,27 @@ class Datapath:
         driver.detach(question.port_id)
         for address in record.port.addresses:
             self._by_address.pop((record.port.network_id, address), None)
+        self._note(question.port_id, is_attached=False)
         return Done()
 
     def unguard(self, question: UnguardPort) -> Done:
-        """Remove the rules of a port whose tap is gone, and forget the port."""
+        """Remove the rules of a port; one that still has a tap carries nothing from then on."""
         record = self._ports.get(question.port_id)
         if record is None:
             return Done(detail="it was not here")
         self.policies.drop(record.port.network_id, question.port_id)
-        self._journal.delete(PORT, question.port_id)
-        self._ports.pop(question.port_id, None)
+        self._note(question.port_id, is_guarded=False)
         return Done()
+
+    def _note(self, port_id: str, **changes: bool) -> None:
+        """Write what there is of a port, and forget it when there is nothing any more."""
+        record = msgspec.structs.replace(self._ports[port_id], **changes)
+        if record.is_attached or record.is_guarded:
+            self._journal.put(PORT, port_id, record)
+            self._ports[port_id] = record
+        else:
+            self._journal.delete(PORT, port_id)
+            del self._ports[port_id]
 
     def policy_changed(self, message: PolicyChanged) -> None:
         """Ask for the difference, if ports of that network are here."""

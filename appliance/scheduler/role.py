@@ -206,6 +206,10 @@ def _refuse(tx: Transaction, instance: Instance, choice: Decision, min_count: in
             placements.end(tx, claimed, "too few of the reservation could be placed")
         message = f"Fewer than the {min_count} instances asked for could be placed."
     reason = Reason(code="Server.InsufficientInstanceCapacity", message=message)
+    if instance.attempts and instance.reason:
+        # What failed on a node says more than that no other node is left.
+        failed = instance.reason
+        reason = Reason(code=failed.code, message=f"{failed.message} No other node: {message}")
     if instance.launched_at:
         instances.stopped(tx, instance, reason)
     else:

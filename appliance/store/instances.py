@@ -54,6 +54,7 @@ class Instance:
     node_id: str | None
     launched_at: float | None
     progress_at: float
+    reason: Reason | None
 
 
 def _instance(row: object) -> Instance:
@@ -77,6 +78,9 @@ def _instance(row: object) -> Instance:
         node_id=values["node_id"],
         launched_at=values["launched_at"],
         progress_at=values["progress_at"],
+        reason=Reason(code=values["reason_code"], message=values["reason_message"])
+        if values["reason_code"]
+        else None,
     )
 
 
@@ -177,12 +181,12 @@ def stopped(tx: Transaction, instance: Instance, reason: Reason | None) -> None:
     quotas.uncount(tx, instance.instance_id)
 
 
-def count_attempt(tx: Transaction, instance_id: str) -> int:
-    """Count a launch that failed; return how many there were."""
+def count_attempt(tx: Transaction, instance_id: str, reason: Reason | None) -> int:
+    """Count a launch that failed, and keep why; return how many there were."""
     statement = (
         update(instances)
         .where(instances.c.id == instance_id)
-        .values(attempts=instances.c.attempts + 1, progress_at=tx.now)
+        .values(attempts=instances.c.attempts + 1, progress_at=tx.now, **_reason_columns(reason))
         .returning(instances.c.attempts)
     )
     return int(tx.execute(statement).scalar_one())
