@@ -1,0 +1,213 @@
+"""A node on a bench for firewalls: bridges, taps held open, a port to the world beyond.
+
+Writing to a tap is what its instance sends and reading is what it receives. The kernel carries a
+written frame to its end before the write returns, so nothing here waits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pyroute2 import IPRoute
+
+from appliance.firewall import NODE, UPLINK, Packet, link_local
+from appliance.hooks import Firewall
+from appliance.model import FirewallPort, NetworkPolicy, NetworkSpec
+from appliance.testing.firewall import FirewallInside
+from appliance.testing.frames import encode
+from appliance.testing.namespaces import Namespace, open_tap, set_up
+
+_SIOCGIFHWADDR = 0x8927
+_READ_BYTES = 65600
+
+
+class FirewallLab:
+    """One node with a firewall. Everything is gone when it is closed."""
+
+    def __init__(self, plugin: object, name: str = "lab") -> None:
+        self.namespace = Namespace()
+        self.firewall: Firewall = FirewallInside(name, plugin, self.namespace)
+        self._taps: dict[str, int] = {}
+        self._macs: dict[str, str] = {}
+        self._sniffers: dict[tuple[int, int], socket.socket] = {}
+        self.namespace.call(_forward)
+
+    def close(self) -> None:
+        """Remove the node."""
+        for fd in self._taps.values():
+            os.close(fd)
+        for sniffer in self._sniffers.values():
+            sniffer.close()
+        self.namespace.close()
+
+    def add_network(self, network: NetworkSpec) -> None:
+        """Make a network's bridge with the gateway's addresses and a port to the world beyond."""
+        addresses = [f"{network.gateway}/{network.cidr.partition('/')[2]}"]
+        if network.gateway6:
+            addresses.append(f"{network.gateway6}/{network.cidr6.partition('/')[2]}")
+        self.namespace.call(_make_bridge, network.bridge, addresses)
+        self._macs[network.network_id] = self.namespace.call(_mac_of, network.bridge)
+        self.add_tap(uplink_name(network), network.bridge)
+
+    def add_tap(self, name: str, bridge: str = "") -> None:
+        """Make a tap, put it into a bridge when one is named, and set it up."""
+        self._taps[name] = self.namespace.call(open_tap, name)
+        self.namespace.call(_enslave, name, bridge)
+
+    def remove_tap(self, name: str) -> None:
+        """Remove a tap."""
+        os.close(self._taps.pop(name))
+
+    def add_ports(self, network: NetworkSpec, ports: Sequence[FirewallPort]) -> None:
+        """Make the taps of ports, and tell the node which MAC has which address."""
+        for port in ports:
+            self.add_tap(port.tap, network.bridge)
+            own = [*port.addresses, str(link_local(port.mac))]
+            self.namespace.call(_add_neighbours, network.bridge, port.mac, own)
+
+    def gateway_mac(self, network: NetworkSpec) -> str:
+        """Return the MAC of a network's bridge."""
+        return self._macs[network.network_id]
+
+    def send(self, tap: str, frame: bytes) -> None:
+        """Send a frame as the instance behind a tap would, or as the world beyond the bridge."""
+        with suppress(BlockingIOError):
+            os.write(self._taps[tap], frame)
+
+    def received(self, tap: str) -> list[bytes]:
+        """Return the frames that have come out of a tap and were not asked for yet."""
+        frames = []
+        with suppress(BlockingIOError):
+            while True:
+                frames.append(os.read(self._taps[tap], _READ_BYTES))
+        return frames
+
+    def passes(self, network: NetworkSpec, packet: Packet, tag: bytes = b"anynode-tag") -> bool:
+        """Send a packet from its source and say whether it comes out at its destination.
+
+        Addresses of the packet decide how the node is asked: what the node itself sends goes
+        through its own stack, and what it receives is looked for behind its filters.
+        """
+        end = self._name(network, packet.destination)
+        if end != NODE:
+            self.received(end)
+        sniffer = self._sniffer(packet) if end == NODE else None
+        frames = encode(packet, tag)
+        if packet.source == NODE:
+            self.namespace.call(_send_from_node, network.bridge, frames)
+        else:
+            for frame in frames:
+                self.send(self._name(network, packet.source), frame)
+        if sniffer:
+            return any(_is_seen(packet, tag, one) for one in _drain(sniffer))
+        return any(_is_seen(packet, tag, frame) for frame in self.received(end))
+
+    def _name(self, network: NetworkSpec, side: str) -> str:
+        return uplink_name(network) if side == UPLINK else side
+
+    def _sniffer(self, packet: Packet) -> socket.socket:
+        family = socket.AF_INET6 if ":" in packet.ip_src else socket.AF_INET
+        key = (family, packet.protocol)
+        if key not in self._sniffers:
+            made = self.namespace.call(socket.socket, family, socket.SOCK_RAW, packet.protocol)
+            made.setblocking(False)
+            self._sniffers[key] = made
+        _drain(self._sniffers[key])
+        return self._sniffers[key]
+
+
+def apply_policies(lab: FirewallLab, policies: Sequence[NetworkPolicy]) -> None:
+    """Put policies in force on the node."""
+    for policy in policies:
+        lab.firewall.sync(policy)
+
+
+def uplink_name(network: NetworkSpec) -> str:
+    """Return the name of a bridge's port to the world beyond."""
+    return f"up-{network.bridge}"[:15]
+
+
+def _is_seen(packet: Packet, tag: bytes, content: bytes) -> bool:
+    """Return whether a frame or datagram is the packet: by its tag, where it could carry one."""
+    if packet.arp is not None:
+        return content[12:14] == b"\x08\x06" and content[:12] == _head(packet)
+    if packet.nd_target:
+        return encode(packet)[0][-24:] == content[-24:]
+    return tag in content
+
+
+def _head(packet: Packet) -> bytes:
+    return encode(packet)[0][:12]
+
+
+def _drain(sniffer: socket.socket) -> list[bytes]:
+    found = []
+    with suppress(BlockingIOError):
+        while True:
+            found.append(sniffer.recv(_READ_BYTES))
+    return found
+
+
+def _forward() -> None:
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        with suppress(FileNotFoundError), open(f"/proc/sys/net/{path}", "w") as switch:
+            switch.write("1")
+
+
+def _make_bridge(name: str, addresses: Sequence[str]) -> None:
+    with IPRoute() as netlink:
+        netlink.link("add", ifname=name, kind="bridge", br_mcast_snooping=0, br_forward_delay=0)
+        index = netlink.link_lookup(ifname=name)[0]
+        # A MAC that was set stays when ports come and go.
+        netlink.link("set", index=index, address=f"0e:00:00:00:00:{index % 256:02x}")
+    with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "w") as it:
+        it.write("0")
+    set_up(name, *addresses)
+
+
+def _mac_of(name: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, struct.pack("256s", name.encode()))
+    return ":".join(f"{byte:02x}" for byte in answer[18:24])
+
+
+def _enslave(name: str, bridge: str) -> None:
+    with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as f:
+        f.write("1")
+    with IPRoute() as netlink:
+        index = netlink.link_lookup(ifname=name)[0]
+        if bridge:
+            netlink.link("set", index=index, master=netlink.link_lookup(ifname=bridge)[0])
+        netlink.link("set", index=index, state="up")
+
+
+def _add_neighbours(bridge: str, mac: str, addresses: Sequence[str]) -> None:
+    with IPRoute() as netlink:
+        index = netlink.link_lookup(ifname=bridge)[0]
+        for address in addresses:
+            netlink.neigh("replace", dst=address, lladdr=mac, ifindex=index, state=0x80)
+
+
+def _send_from_node(bridge: str, frames: Sequence[bytes]) -> None:
+    """Send the IP packets of frames through the node's own stack, so that it filters them."""
+    for frame in frames:
+        packet = frame[14:]
+        family = socket.AF_INET6 if packet[0] >> 4 == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, bridge.encode())
+            if family == socket.AF_INET6:
+                end = socket.inet_ntop(family, packet[24:40])
+                scope = socket.if_nametoindex(bridge)
+                raw.setsockopt(socket.IPPROTO_IPV6, 36, 1)
+                target: tuple[str, int] | tuple[str, int, int, int] = (end, 0, 0, scope)
+            else:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                target = (socket.inet_ntoa(packet[16:20]), 0)
+            # A packet that our rules drop on the way out is reported to its sender.
+            with suppress(PermissionError):
+                raw.sendto(packet, target)
