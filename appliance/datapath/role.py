@@ -125,6 +125,10 @@ class Datapath:
     def start(self) -> None:
         """Guard first, then bring back the networks that have ports here."""
         self._firewall.guard()
+        for network_id in self._firewall.state().revisions:
+            if network_id not in self._networks:
+                log.warning("rules of %s are in force but not in the journal", network_id)
+                self._firewall.forget(network_id)
         for record in self._networks.values():
             self._prepare(record.network)
 
