@@ -500,13 +500,18 @@ class Finding(Value, frozen=True, kw_only=True):
 
 
 class Identity(Value, frozen=True, kw_only=True):
-    """Who calls, for which project, and what the caller may do there."""
+    """Who calls, for which project, and what the caller may do there.
+
+    ``request_digest`` is the same for the same signed request sent again, and for no other; empty
+    where the way of authentication leaves replays to itself.
+    """
 
     user_id: str
     user_name: str
     project_id: str
     access_level: str
     access_key_id: str = ""
+    request_digest: str = ""
 
 
 def tap_name(port_id: str) -> str:

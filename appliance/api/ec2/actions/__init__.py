@@ -1,0 +1,1 @@
+"""The actions: one small function each, by noun."""

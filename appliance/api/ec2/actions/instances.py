@@ -1,0 +1,216 @@
+"""Instances as EC2 shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from appliance.api.ec2 import errors
+from appliance.api.ec2.call import Call
+from appliance.api.ec2.paging import (
+    check_ids,
+    filters_of,
+    moment,
+    next_token,
+    page_size,
+    place_of,
+    tag_set,
+)
+from appliance.model import InstanceState
+from appliance.store import Transaction, describe
+from appliance.store.describe import STATE_CODES, DiskView, InstanceView, PortView
+
+_STATES = {name: {"Code": code, "Name": str(name)} for name, code in STATE_CODES.items()}
+_DISABLED = {"State": "disabled"}
+_NOT_CONFIGURED = {"Configured": False}
+_NOT_ENABLED = {"Enabled": False}
+_NAME_OPTIONS = {
+    "HostnameType": "ip-name",
+    "EnableResourceNameDnsARecord": False,
+    "EnableResourceNameDnsAAAARecord": False,
+}
+_MAINTENANCE = {"AutoRecovery": "disabled", "RebootMigration": "disabled"}
+
+
+def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
+    """Return instances by reservation, from the store alone: a silent node hides nothing."""
+    ids = check_ids(params.get("InstanceIds", ()), "i", "InvalidInstanceID")
+    size = page_size(params, with_ids=ids)
+
+    def read(tx: Transaction) -> list[InstanceView]:
+        if ids:
+            _all_exist(tx, call, ids)
+        return describe.list_page(
+            tx,
+            call.project_id,
+            terminated_s=call.parts.config.store.terminated_s,
+            ids=ids,
+            wanted=filters_of(params),
+            after=place_of(params, float, str),
+            limit=None if size is None else size + 1,
+        )
+
+    found = call.read(read)
+    reply: dict[str, Any] = {}
+    if size is not None and len(found) > size:
+        found = found[:size]
+        reply["NextToken"] = next_token(found[-1].created_at, found[-1].instance_id)
+    reply["Reservations"] = reservations(found, call.parts.zone)
+    return reply
+
+
+def _all_exist(tx: Transaction, call: Call, ids: Sequence[str]) -> None:
+    known = describe.known_ids(
+        tx, call.project_id, ids, terminated_s=call.parts.config.store.terminated_s
+    )
+    missing = [each for each in ids if each not in known]
+    if missing:
+        raise errors.instances_not_found(missing)
+
+
+def reservations(views: Sequence[InstanceView], default_zone: str) -> list[dict[str, Any]]:
+    """Return instances grouped by the launch that they came from.
+
+    :param default_zone: what is shown for an instance that asked for no zone and has no node yet.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    times: dict[float, datetime] = {}
+    for view in views:
+        reservation = found.get(view.reservation_id)
+        if reservation is None:
+            reservation = found[view.reservation_id] = {
+                "ReservationId": view.reservation_id,
+                "OwnerId": view.project_id,
+                "Groups": [],
+                "Instances": [],
+            }
+        launched_at = times.get(view.launched_at)
+        if launched_at is None:
+            launched_at = times[view.launched_at] = moment(view.launched_at)
+        reservation["Instances"].append(_instance(view, launched_at, default_zone))
+    return list(found.values())
+
+
+def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "InstanceId": view.instance_id,
+        "ImageId": view.image_id,
+        "State": _STATES[view.state],
+        "PrivateDnsName": "",
+        "PublicDnsName": "",
+        "StateTransitionReason": view.transition_reason,
+        "KeyName": view.key_name,
+        "AmiLaunchIndex": view.launch_index,
+        "ProductCodes": [],
+        "InstanceType": view.instance_type,
+        "LaunchTime": launched_at,
+        "Placement": {
+            "AvailabilityZone": view.zone or default_zone,
+            "GroupName": "",
+            "Tenancy": "default",
+        },
+        "KernelId": view.kernel_id,
+        "RamdiskId": view.ramdisk_id,
+        "Monitoring": _DISABLED,
+        "Architecture": "x86_64",
+        "RootDeviceType": "ebs",
+        "RootDeviceName": view.root_device_name,
+        "BlockDeviceMappings": [_disk(disk, launched_at) for disk in view.disks],
+        "VirtualizationType": "hvm",
+        "ClientToken": view.client_token,
+        "Tags": tag_set(view.tags),
+        "SecurityGroups": [],
+        "SourceDestCheck": True,
+        # EC2 says so whatever the hypervisor is, and clients know no other.
+        "Hypervisor": "xen",
+        "NetworkInterfaces": [],
+        "EbsOptimized": False,
+        "EnaSupport": False,
+        "HibernationOptions": _NOT_CONFIGURED,
+        "EnclaveOptions": _NOT_ENABLED,
+        "CpuOptions": {"CoreCount": view.vcpus, "ThreadsPerCore": 1},
+        "MetadataOptions": _metadata_options(view),
+        "MaintenanceOptions": _MAINTENANCE,
+        "PrivateDnsNameOptions": _NAME_OPTIONS,
+        "PlatformDetails": "Linux/UNIX",
+        "UsageOperation": "RunInstances",
+        "UsageOperationUpdateTime": launched_at,
+        "CurrentInstanceBootMode": "legacy-bios",
+    }
+    if view.reason_code:
+        shown["StateReason"] = {"Code": view.reason_code, "Message": view.reason_message}
+    if view.ports and view.state != InstanceState.TERMINATED:
+        first = view.ports[0]
+        shown["NetworkInterfaces"] = [_interface(port, view.project_id) for port in view.ports]
+        shown["SecurityGroups"] = _groups(first)
+        shown["SubnetId"] = first.network_id
+        shown["VpcId"] = first.vpc_id
+        shown["PrivateDnsName"] = _dns_name(first)
+        shown["PrivateIpAddress"] = first.addresses[0] if first.addresses else None
+    return shown
+
+
+def _disk(disk: DiskView, attached_at: datetime) -> dict[str, Any]:
+    return {
+        "DeviceName": disk.device_name,
+        "Ebs": {
+            "VolumeId": disk.volume_id,
+            "Status": "attached",
+            "AttachTime": attached_at,
+            "DeleteOnTermination": disk.delete_on_termination,
+        },
+    }
+
+
+def _groups(port: PortView) -> list[dict[str, str]]:
+    return [{"GroupId": group_id, "GroupName": name} for group_id, name in port.groups]
+
+
+def _dns_name(port: PortView) -> str:
+    if not port.addresses:
+        return ""
+    return f"ip-{port.addresses[0].replace('.', '-')}.{port.domain}"
+
+
+def _interface(port: PortView, owner_id: str) -> dict[str, Any]:
+    name = _dns_name(port)
+    return {
+        "NetworkInterfaceId": port.port_id,
+        "OwnerId": owner_id,
+        "Status": "in-use",
+        "Description": "",
+        "MacAddress": port.mac,
+        "SubnetId": port.network_id,
+        "VpcId": port.vpc_id,
+        "SourceDestCheck": True,
+        "InterfaceType": "interface",
+        "PrivateDnsName": name,
+        "PrivateIpAddress": port.addresses[0] if port.addresses else None,
+        "PrivateIpAddresses": [
+            {"PrivateIpAddress": address, "Primary": place == 0, "PrivateDnsName": name}
+            for place, address in enumerate(port.addresses)
+        ],
+        "Ipv6Addresses": [],
+        "Groups": _groups(port),
+        "Attachment": {
+            "AttachmentId": f"eni-attach-{port.port_id.removeprefix('eni-')}",
+            "DeviceIndex": port.device_index,
+            "NetworkCardIndex": 0,
+            "Status": "attached",
+            "AttachTime": moment(port.created_at),
+            "DeleteOnTermination": True,
+        },
+    }
+
+
+def _metadata_options(view: InstanceView) -> dict[str, Any]:
+    chosen = view.attributes
+    return {
+        "State": "applied",
+        "HttpTokens": chosen.get("http_tokens", "optional"),
+        "HttpPutResponseHopLimit": chosen.get("http_put_response_hop_limit", 1),
+        "HttpEndpoint": "enabled",
+        "HttpProtocolIpv6": "disabled",
+        "InstanceMetadataTags": "disabled",
+    }

@@ -1,0 +1,84 @@
+"""One call of an action, as the functions that carry it out see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from appliance.api.ec2 import errors
+from appliance.model import Identity
+from appliance.node import NodeParts
+from appliance.store import Store, Transaction, audit
+
+T = TypeVar("T")
+
+REPEATABLE_S = 2.0
+"""Seconds for which an identical signature may be a client's retry: dates have whole seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Who asks for what. ``host`` is the name that the client has for this API."""
+
+    action: str
+    identity: Identity
+    request_id: str
+    source: str
+    host: str
+    started_at: float
+    started: float
+    parts: NodeParts
+
+    @property
+    def project_id(self) -> str:
+        """The project whose resources the call is about."""
+        return self.identity.project_id
+
+    @property
+    def store(self) -> Store:
+        """The cluster's state."""
+        return self.parts.need_store()
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Return what ``work`` reads on one consistent view."""
+        return self.store.read(work)
+
+    def change(
+        self,
+        work: Callable[[Transaction], T],
+        subject: Callable[[T], str] | str,
+        *,
+        when_repeated: Callable[[Transaction], T] | None = None,
+    ) -> T:
+        """Run ``work`` in one transaction, with its line in the audit log, and return its answer.
+
+        The same signed request takes effect again only while it may be a client's own retry, and
+        then by ``when_repeated`` where it is given.
+
+        :param subject: what is changed, for the audit log.
+        :raises Ec2Error: the signed request was carried out before; nothing is changed.
+        """
+
+        def audited(tx: Transaction) -> T:
+            is_repeat = self._is_repeat(tx)
+            answer = when_repeated(tx) if is_repeat and when_repeated else work(tx)
+            deed = audit.Deed(
+                actor=self.identity.user_name,
+                project_id=self.project_id,
+                action=self.action,
+                subject=subject if isinstance(subject, str) else subject(answer),
+                request_id=self.request_id,
+                source=self.source,
+            )
+            audit.record(tx, deed)
+            return answer
+
+        return self.store.transaction(audited)
+
+    def _is_repeat(self, tx: Transaction) -> bool:
+        digest = self.identity.request_digest
+        seen_at = audit.first_seen(tx, digest) if digest else None
+        if seen_at is not None and tx.now - seen_at > REPEATABLE_S:
+            raise errors.request_expired("It was carried out before; sign it anew to repeat it.")
+        return seen_at is not None

@@ -1,0 +1,47 @@
+"""What each action needs: the one place where it is decided who may do what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from appliance.model import Identity
+
+READER, MEMBER, ADMIN = "reader", "member", "admin"
+_RANK = {READER: 0, MEMBER: 1, ADMIN: 2}
+
+NEEDED: Mapping[str, str] = MappingProxyType(
+    {
+        "AuthorizeSecurityGroupEgress": MEMBER,
+        "AuthorizeSecurityGroupIngress": MEMBER,
+        "CreateKeyPair": MEMBER,
+        "CreateSecurityGroup": MEMBER,
+        "DeleteKeyPair": MEMBER,
+        "DeleteSecurityGroup": MEMBER,
+        "DescribeAvailabilityZones": READER,
+        "DescribeImages": READER,
+        "DescribeInstanceTypes": READER,
+        "DescribeInstances": READER,
+        "DescribeKeyPairs": READER,
+        "DescribeRegions": READER,
+        "DescribeSecurityGroups": READER,
+        "GetCallerIdentity": READER,
+        "GetConsoleOutput": READER,
+        "ImportKeyPair": MEMBER,
+        "RebootInstances": MEMBER,
+        "RevokeSecurityGroupEgress": MEMBER,
+        "RevokeSecurityGroupIngress": MEMBER,
+        "RunInstances": MEMBER,
+        "StartInstances": MEMBER,
+        "StopInstances": MEMBER,
+        "TerminateInstances": MEMBER,
+    }
+)
+"""The least access level by action; what is not named here nobody may do."""
+
+
+def is_allowed(identity: Identity, action: str) -> bool:
+    """Say whether the caller's access level in its project is enough for an action."""
+    needed = NEEDED.get(action)
+    level = _RANK.get(identity.access_level)
+    return needed is not None and level is not None and level >= _RANK[needed]

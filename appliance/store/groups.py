@@ -1,0 +1,327 @@
+"""Security groups and their rules. Whoever changes rules tells the networks of the VPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from appliance.store import Transaction, filters, policy, tags
+from appliance.store.filters import Filter
+from appliance.store.schema import instances, port_groups, ports, quotas
+from appliance.store.schema import security_group_rules as rules_table
+from appliance.store.schema import security_groups as groups_table
+
+DEFAULT_NAME = "default"
+
+ALL_PROTOCOLS = -1
+ANY_PORT = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A security group without its rules."""
+
+    group_id: str
+    project_id: str
+    vpc_id: str
+    name: str
+    description: str
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """What a rule lets through, in one form only: the form that decides whether two are equal."""
+
+    protocol: int
+    from_port: int = ANY_PORT
+    to_port: int = ANY_PORT
+    cidr: str = ""
+    source_group_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A rule of a group."""
+
+    rule_id: str
+    group_id: str
+    is_egress: bool
+    match: Match
+    description: str
+
+
+ALLOW_ALL_EGRESS = Match(protocol=ALL_PROTOCOLS, cidr="0.0.0.0/0")
+
+
+def _group(row: object) -> Group:
+    values = row._mapping  # type: ignore[attr-defined]
+    return Group(
+        group_id=values["id"],
+        project_id=values["project_id"],
+        vpc_id=values["vpc_id"],
+        name=values["name"],
+        description=values["description"],
+        created_at=values["created_at"],
+    )
+
+
+def _rule(row: object) -> Rule:
+    values = row._mapping  # type: ignore[attr-defined]
+    return Rule(
+        rule_id=values["id"],
+        group_id=values["group_id"],
+        is_egress=values["is_egress"],
+        match=Match(
+            protocol=values["protocol"],
+            from_port=values["from_port"],
+            to_port=values["to_port"],
+            cidr=values["cidr"],
+            source_group_id=values["source_group_id"],
+        ),
+        description=values["description"],
+    )
+
+
+def create(tx: Transaction, project_id: str, vpc_id: str, name: str, description: str) -> Group:
+    """Make a group that lets everything out and nothing in; its name must be free."""
+    group = Group(
+        group_id=tx.world.ids.ec2("sg"),
+        project_id=project_id,
+        vpc_id=vpc_id,
+        name=name,
+        description=description,
+        created_at=tx.now,
+    )
+    tx.execute(
+        insert(groups_table).values(
+            id=group.group_id,
+            project_id=project_id,
+            vpc_id=vpc_id,
+            name=name,
+            description=description,
+            created_at=tx.now,
+        )
+    )
+    _insert_rules(tx, group.group_id, True, [(ALLOW_ALL_EGRESS, "")])
+    return group
+
+
+def default(tx: Transaction, project_id: str, vpc_id: str) -> Group:
+    """Return the default group, made where it is missing: members reach each other.
+
+    It counts against the quota, but a full quota does not keep it from being made.
+    """
+    found = find(tx, project_id, names=[DEFAULT_NAME], vpc_id=vpc_id)
+    if found:
+        return found[0]
+    group = create(tx, project_id, vpc_id, DEFAULT_NAME, "default VPC security group")
+    own = Match(protocol=ALL_PROTOCOLS, source_group_id=group.group_id)
+    _insert_rules(tx, group.group_id, False, [(own, "")])
+    tx.execute(
+        update(quotas)
+        .where(quotas.c.project_id == project_id, quotas.c.resource == "security_groups")
+        .values(used=quotas.c.used + 1)
+    )
+    return group
+
+
+def find(
+    tx: Transaction,
+    project_id: str,
+    *,
+    ids: Iterable[str] = (),
+    names: Iterable[str] = (),
+    vpc_id: str = "",
+) -> list[Group]:
+    """Return groups by id or by name; missing ones are left out. Names mean those of one VPC."""
+    named: ColumnElement[bool] = groups_table.c.name.in_(list(names))
+    if vpc_id:
+        named = and_(named, groups_table.c.vpc_id == vpc_id)
+    query = select(groups_table).where(
+        groups_table.c.project_id == project_id,
+        or_(groups_table.c.id.in_(list(ids)), named),
+    )
+    return [_group(row) for row in tx.execute(query)]
+
+
+def _of_rules(condition: object) -> Select[tuple[str]]:
+    return select(rules_table.c.group_id).where(condition)  # type: ignore[arg-type]
+
+
+def _rule_filters(prefix: str, *, is_egress: bool) -> dict[str, filters.Rule]:
+    columns = {
+        "cidr": rules_table.c.cidr,
+        "ipv6-cidr": rules_table.c.cidr,
+        "group-id": rules_table.c.source_group_id,
+    }
+    found: dict[str, filters.Rule] = {
+        f"{prefix}.{name}": lambda tx, values, column=column: groups_table.c.id.in_(  # type: ignore[misc]
+            _of_rules(
+                and_(rules_table.c.is_egress.is_(is_egress), filters.matches(tx, column, values))
+            )
+        )
+        for name, column in columns.items()
+    }
+    numbers = {
+        "from-port": rules_table.c.from_port,
+        "to-port": rules_table.c.to_port,
+    }
+    for name, column in numbers.items():
+        found[f"{prefix}.{name}"] = lambda tx, values, column=column: groups_table.c.id.in_(  # type: ignore[misc]
+            _of_rules(
+                and_(
+                    rules_table.c.is_egress.is_(is_egress),
+                    column.in_([int(v) for v in values if v.lstrip("-").isdigit()]),
+                )
+            )
+        )
+    return found
+
+
+_RULES: dict[str, filters.Rule] = {
+    "group-id": filters.text(groups_table.c.id),
+    "group-name": filters.text(groups_table.c.name),
+    "description": filters.text(groups_table.c.description),
+    "vpc-id": filters.text(groups_table.c.vpc_id),
+    "owner-id": filters.text(groups_table.c.project_id),
+    **_rule_filters("ip-permission", is_egress=False),
+    **_rule_filters("egress.ip-permission", is_egress=True),
+}
+
+
+def list_page(
+    tx: Transaction,
+    project_id: str,
+    *,
+    wanted: Sequence[Filter] = (),
+    ids: Sequence[str] = (),
+    names: Sequence[str] = (),
+    after: Sequence[str] = (),
+    limit: int | None = None,
+) -> list[Group]:
+    """Return a project's groups by name, from behind ``after`` (name, id) on.
+
+    :param ids: only these; with ``names``, groups that are one or the other.
+    :raises InputError: a filter is not known.
+    """
+    query = select(groups_table).where(
+        groups_table.c.project_id == project_id,
+        *filters.conditions(tx, _RULES, wanted, groups_table.c.id),
+    )
+    if ids or names:
+        query = query.where(groups_table.c.id.in_(ids) | groups_table.c.name.in_(names))
+    if after:
+        query = query.where(tuple_(groups_table.c.name, groups_table.c.id) > tuple_(*after))
+    query = query.order_by(groups_table.c.name, groups_table.c.id).limit(limit)
+    return [_group(row) for row in tx.execute(query)]
+
+
+def rules_of(tx: Transaction, group_ids: Iterable[str]) -> dict[str, list[Rule]]:
+    """Return the rules of groups, in the order in which they were made."""
+    query = (
+        select(rules_table)
+        .where(rules_table.c.group_id.in_(list(group_ids)))
+        .order_by(rules_table.c.created_at, rules_table.c.protocol, rules_table.c.id)
+    )
+    found: dict[str, list[Rule]] = {}
+    for row in tx.execute(query):
+        found.setdefault(row.group_id, []).append(_rule(row))
+    return found
+
+
+def add_rules(
+    tx: Transaction, group: Group, *, is_egress: bool, rules: Sequence[tuple[Match, str]]
+) -> list[Rule]:
+    """Add rules with their descriptions; none of them may be there."""
+    added = _insert_rules(tx, group.group_id, is_egress, rules)
+    policy.group_changed(tx, group.vpc_id, group.group_id)
+    return added
+
+
+def _insert_rules(
+    tx: Transaction, group_id: str, is_egress: bool, rules: Sequence[tuple[Match, str]]
+) -> list[Rule]:
+    added = [
+        Rule(
+            rule_id=tx.world.ids.ec2("sgr"),
+            group_id=group_id,
+            is_egress=is_egress,
+            match=match,
+            description=description,
+        )
+        for match, description in rules
+    ]
+    rows = [
+        {
+            "id": rule.rule_id,
+            "group_id": group_id,
+            "is_egress": is_egress,
+            "protocol": rule.match.protocol,
+            "from_port": rule.match.from_port,
+            "to_port": rule.match.to_port,
+            "cidr": rule.match.cidr,
+            "source_group_id": rule.match.source_group_id,
+            "description": rule.description,
+            "created_at": tx.now,
+        }
+        for rule in added
+    ]
+    tx.execute(insert(rules_table), rows)
+    return added
+
+
+def remove_rules(tx: Transaction, group: Group, rule_ids: Sequence[str]) -> None:
+    """Remove rules of a group."""
+    tags.clear(tx, rule_ids)
+    tx.execute(
+        delete(rules_table).where(
+            rules_table.c.group_id == group.group_id, rules_table.c.id.in_(rule_ids)
+        )
+    )
+    policy.group_changed(tx, group.vpc_id, group.group_id)
+
+
+def is_in_use(tx: Transaction, group: Group) -> bool:
+    """Say whether an instance is in the group, or another group's rule names it."""
+    member = (
+        select(port_groups.c.port_id)
+        .join(ports, ports.c.id == port_groups.c.port_id)
+        .join(instances, instances.c.id == ports.c.instance_id)
+        .where(port_groups.c.group_id == group.group_id, instances.c.state != "terminated")
+    )
+    source = select(rules_table.c.id).where(
+        rules_table.c.source_group_id == group.group_id, rules_table.c.group_id != group.group_id
+    )
+    return any(tx.execute(query.limit(1)).first() for query in (member, source))
+
+
+def remove(tx: Transaction, group: Group) -> None:
+    """Delete a group that is not in use, with its rules and tags."""
+    tags.clear(tx, [group.group_id])
+    tx.execute(delete(rules_table).where(rules_table.c.group_id == group.group_id))
+    # What is left here are ports of terminated instances.
+    tx.execute(delete(port_groups).where(port_groups.c.group_id == group.group_id))
+    tx.execute(delete(groups_table).where(groups_table.c.id == group.group_id))
+    policy.group_changed(tx, group.vpc_id, group.group_id)
+
+
+def count_rules(tx: Transaction, group_id: str, *, is_egress: bool) -> int:
+    """Return how many rules a group has in one direction."""
+    query = select(func.count()).where(
+        rules_table.c.group_id == group_id, rules_table.c.is_egress.is_(is_egress)
+    )
+    return int(tx.execute(query).scalar_one())

@@ -1,0 +1,371 @@
+"""Projects, users, their memberships, and access keys.
+
+A project's id is what EC2 calls an account: twelve digits, shown as the owner of all it owns.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+import string
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, delete, insert, select, update
+
+from appliance.errors import Conflict, InputError, NotFound
+from appliance.hookspecs import Credential
+from appliance.model import Identity
+from appliance.seal import Seal
+from appliance.store import Store, Transaction, quotas
+from appliance.store.schema import access_keys, instances, memberships, projects, users
+from appliance.store.schema import quotas as quota_table
+
+ACCESS_LEVELS = ("admin", "member", "reader")
+"""From the one that may do most to the one that may do least."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+_SECRET_CHARACTERS = string.ascii_letters + string.digits + "+/"
+_PURPOSE = "secret access key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A tenant."""
+
+    project_id: str
+    name: str
+    is_enabled: bool
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """A person or a program. ``memberships`` maps the names of projects to access levels."""
+
+    user_id: str
+    name: str
+    is_enabled: bool
+    created_at: float
+    memberships: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessKey:
+    """An access key without its secret."""
+
+    access_key_id: str
+    user_name: str
+    project_name: str
+    is_enabled: bool
+    created_at: float
+
+
+def create_project(
+    tx: Transaction, name: str, ceilings: Mapping[str, int], project_id: str = ""
+) -> Project:
+    """Make a project with its quotas.
+
+    :param ceilings: quota by resource, see ``QuotaSettings``.
+    :param project_id: twelve digits, to keep the id of another cloud; drawn when empty.
+    :raises Conflict: the name or the id is taken.
+    """
+    _check_name("project", name)
+    if project_id and not re.fullmatch(r"\d{12}", project_id, re.ASCII):
+        raise InputError(f"Could not make project {name!r}: its id must be twelve digits.")
+    wanted = project_id or _account_number(tx)
+    taken = select(projects.c.id).where((projects.c.name == name) | (projects.c.id == wanted))
+    if tx.execute(taken).first():
+        raise Conflict(f"There is a project {name!r}, or one with the id {wanted}.")
+    tx.execute(insert(projects).values(id=wanted, name=name, created_at=tx.now))
+    quotas.create(tx, wanted, ceilings)
+    return Project(project_id=wanted, name=name, is_enabled=True, created_at=tx.now)
+
+
+def _account_number(tx: Transaction) -> str:
+    return str(100_000_000_000 + uuid.UUID(tx.world.ids.uuid()).int % 900_000_000_000)
+
+
+def list_projects(tx: Transaction) -> list[Project]:
+    """Return all projects by name."""
+    return [
+        Project(
+            project_id=row.id, name=row.name, is_enabled=row.is_enabled, created_at=row.created_at
+        )
+        for row in tx.execute(select(projects).order_by(projects.c.name))
+    ]
+
+
+def find_project(tx: Transaction, name_or_id: str) -> Project:
+    """Return a project.
+
+    :raises NotFound: there is none of that name or id.
+    """
+    for project in list_projects(tx):
+        if name_or_id in (project.name, project.project_id):
+            return project
+    raise NotFound(f"There is no project {name_or_id!r}.")
+
+
+def enable_project(tx: Transaction, name_or_id: str, *, is_enabled: bool) -> None:
+    """Let a project's keys work, or not; its instances go on.
+
+    :raises NotFound: there is no such project.
+    """
+    project = find_project(tx, name_or_id)
+    tx.execute(
+        update(projects).where(projects.c.id == project.project_id).values(is_enabled=is_enabled)
+    )
+
+
+def delete_project(tx: Transaction, name_or_id: str) -> None:
+    """Delete a project with its keys and memberships.
+
+    :raises NotFound: there is no such project.
+    :raises Conflict: it has instances that are not terminated.
+    """
+    project = find_project(tx, name_or_id)
+    living = select(instances.c.id).where(
+        instances.c.project_id == project.project_id, instances.c.state != "terminated"
+    )
+    if tx.execute(living.limit(1)).first():
+        raise Conflict(
+            f"Project {project.name!r} has instances.", hint="Terminate them, or disable it."
+        )
+    for table in (access_keys, memberships, quota_table):
+        tx.execute(delete(table).where(table.c.project_id == project.project_id))
+    tx.execute(delete(projects).where(projects.c.id == project.project_id))
+
+
+def create_user(tx: Transaction, name: str) -> User:
+    """Make a user that belongs to no project yet.
+
+    :raises Conflict: the name is taken.
+    """
+    _check_name("user", name)
+    if tx.execute(select(users.c.id).where(users.c.name == name)).first():
+        raise Conflict(f"There is a user {name!r} already.")
+    user_id = "AIDA" + _token(tx)
+    tx.execute(insert(users).values(id=user_id, name=name, created_at=tx.now))
+    return User(user_id=user_id, name=name, is_enabled=True, created_at=tx.now, memberships={})
+
+
+def list_users(tx: Transaction) -> list[User]:
+    """Return all users by name."""
+    levels: dict[str, dict[str, str]] = {}
+    query = select(memberships.c.user_id, projects.c.name, memberships.c.access_level).join(
+        projects, projects.c.id == memberships.c.project_id
+    )
+    for row in tx.execute(query.order_by(projects.c.name)):
+        levels.setdefault(row.user_id, {})[row.name] = row.access_level
+    return [
+        User(
+            user_id=row.id,
+            name=row.name,
+            is_enabled=row.is_enabled,
+            created_at=row.created_at,
+            memberships=levels.get(row.id, {}),
+        )
+        for row in tx.execute(select(users).order_by(users.c.name))
+    ]
+
+
+def find_user(tx: Transaction, name_or_id: str) -> User:
+    """Return a user.
+
+    :raises NotFound: there is none of that name or id.
+    """
+    for user in list_users(tx):
+        if name_or_id in (user.name, user.user_id):
+            return user
+    raise NotFound(f"There is no user {name_or_id!r}.")
+
+
+def enable_user(tx: Transaction, name_or_id: str, *, is_enabled: bool) -> None:
+    """Let a user's keys work, or not.
+
+    :raises NotFound: there is no such user.
+    """
+    user = find_user(tx, name_or_id)
+    tx.execute(update(users).where(users.c.id == user.user_id).values(is_enabled=is_enabled))
+
+
+def delete_user(tx: Transaction, name_or_id: str) -> None:
+    """Delete a user with keys and memberships.
+
+    :raises NotFound: there is no such user.
+    """
+    user = find_user(tx, name_or_id)
+    for table in (access_keys, memberships):
+        tx.execute(delete(table).where(table.c.user_id == user.user_id))
+    tx.execute(delete(users).where(users.c.id == user.user_id))
+
+
+def join_project(tx: Transaction, user: str, project: str, access_level: str) -> None:
+    """Make a user a member of a project, or change the access level there.
+
+    :raises InputError: there is no such access level.
+    :raises NotFound: there is no such user or project.
+    """
+    if access_level not in ACCESS_LEVELS:
+        raise InputError(
+            f"There is no access level {access_level!r}.", hint=f"Use {', '.join(ACCESS_LEVELS)}."
+        )
+    member = {
+        "user_id": find_user(tx, user).user_id,
+        "project_id": find_project(tx, project).project_id,
+    }
+    tx.execute(delete(memberships).where(*_is_member(**member)))
+    tx.execute(insert(memberships).values(access_level=access_level, **member))
+
+
+def leave_project(tx: Transaction, user: str, project: str) -> None:
+    """Take a user out of a project; its keys for the project are deleted.
+
+    :raises NotFound: there is no such user or project.
+    """
+    user_id = find_user(tx, user).user_id
+    project_id = find_project(tx, project).project_id
+    tx.execute(
+        delete(access_keys).where(
+            access_keys.c.user_id == user_id, access_keys.c.project_id == project_id
+        )
+    )
+    tx.execute(delete(memberships).where(*_is_member(user_id, project_id)))
+
+
+def _is_member(user_id: str, project_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (memberships.c.user_id == user_id, memberships.c.project_id == project_id)
+
+
+def create_access_key(tx: Transaction, seal: Seal, user: str, project: str) -> tuple[str, str]:
+    """Make an access key; return its id and its secret, which is never shown again.
+
+    :raises NotFound: there is no such user or project.
+    :raises Conflict: the user does not belong to the project.
+    """
+    user_id = find_user(tx, user).user_id
+    project_id = find_project(tx, project).project_id
+    if not tx.execute(select(memberships).where(*_is_member(user_id, project_id))).first():
+        raise Conflict(f"User {user!r} is no member of project {project!r}.")
+    access_key_id = "AKIA" + _token(tx)
+    secret = "".join(secrets.choice(_SECRET_CHARACTERS) for _ in range(40))
+    tx.execute(
+        insert(access_keys).values(
+            id=access_key_id,
+            user_id=user_id,
+            project_id=project_id,
+            secret_sealed=seal.close(secret.encode(), f"{_PURPOSE}:{access_key_id}"),
+            created_at=tx.now,
+        )
+    )
+    return access_key_id, secret
+
+
+def list_access_keys(tx: Transaction) -> list[AccessKey]:
+    """Return all access keys, oldest first."""
+    query = (
+        select(access_keys, users.c.name.label("user_name"), projects.c.name.label("project_name"))
+        .join(users, users.c.id == access_keys.c.user_id)
+        .join(projects, projects.c.id == access_keys.c.project_id)
+        .order_by(access_keys.c.created_at)
+    )
+    return [
+        AccessKey(
+            access_key_id=row.id,
+            user_name=row.user_name,
+            project_name=row.project_name,
+            is_enabled=row.is_enabled,
+            created_at=row.created_at,
+        )
+        for row in tx.execute(query)
+    ]
+
+
+def enable_access_key(tx: Transaction, access_key_id: str, *, is_enabled: bool) -> None:
+    """Let an access key work, or not.
+
+    :raises NotFound: there is no such key.
+    """
+    statement = update(access_keys).where(access_keys.c.id == access_key_id)
+    if tx.execute(statement.values(is_enabled=is_enabled)).rowcount != 1:
+        raise NotFound(f"There is no access key {access_key_id!r}.")
+
+
+def delete_access_key(tx: Transaction, access_key_id: str) -> None:
+    """Delete an access key.
+
+    :raises NotFound: there is no such key.
+    """
+    if tx.execute(delete(access_keys).where(access_keys.c.id == access_key_id)).rowcount != 1:
+        raise NotFound(f"There is no access key {access_key_id!r}.")
+
+
+class StoreCredentials:
+    """Access keys as authentication plugins see them.
+
+    Each look-up asks the store, so that a key is dead in the moment in which it, its user, its
+    project or the membership is disabled or deleted.
+    """
+
+    def __init__(self, store: Store, seal: Seal) -> None:
+        self._store = store
+        self._seal = seal
+
+    def find(self, access_key_id: str) -> Credential | None:
+        """Return the usable access key of that id; ``None`` when it cannot be used."""
+        return self._store.read(lambda tx: _credential(tx, self._seal, access_key_id))
+
+
+def _credential(tx: Transaction, seal: Seal, access_key_id: str) -> Credential | None:
+    query = (
+        select(
+            access_keys.c.user_id,
+            access_keys.c.project_id,
+            access_keys.c.secret_sealed,
+            users.c.name,
+            memberships.c.access_level,
+        )
+        .join(users, users.c.id == access_keys.c.user_id)
+        .join(projects, projects.c.id == access_keys.c.project_id)
+        .join(
+            memberships,
+            (memberships.c.user_id == access_keys.c.user_id)
+            & (memberships.c.project_id == access_keys.c.project_id),
+        )
+        .where(
+            access_keys.c.id == access_key_id,
+            access_keys.c.is_enabled.is_(True),
+            users.c.is_enabled.is_(True),
+            projects.c.is_enabled.is_(True),
+        )
+    )
+    row = tx.execute(query).first()
+    if row is None:
+        return None
+    secret = seal.open(row.secret_sealed, f"{_PURPOSE}:{access_key_id}").decode()
+    identity = Identity(
+        user_id=row.user_id,
+        user_name=row.name,
+        project_id=row.project_id,
+        access_level=row.access_level,
+        access_key_id=access_key_id,
+    )
+    return Credential(access_key_id=access_key_id, secret=secret, identity=identity)
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"Could not make {kind} {name[:64]!r}.",
+            hint="Names are up to 64 letters, digits and . _ @ + -, and begin with a letter "
+            "or digit.",
+        )
+
+
+def _token(tx: Transaction) -> str:
+    """Return 16 characters as ids of users and keys have them."""
+    drawn = uuid.UUID(tx.world.ids.uuid()).bytes + uuid.UUID(tx.world.ids.uuid()).bytes
+    return base64.b32encode(drawn[-10:]).decode()
