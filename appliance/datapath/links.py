@@ -6,6 +6,7 @@ is marked in its link alias, and only what bears the mark is ever changed or rem
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import ipaddress
@@ -73,7 +74,7 @@ class UsedRange:
     """A range that this node already reaches, and the link by which it does."""
 
     cidr: ipaddress.IPv4Network
-    link: str
+    link_name: str
 
 
 @contextmanager
@@ -86,7 +87,9 @@ def _netlink(attempt: str) -> Iterator[Any]:
         reason = os.strerror(error.code)
         raise ConfigError(
             f"Could not {attempt}: {reason}.",
-            hint="Networks need the capability CAP_NET_ADMIN." if error.code in (1, 13) else "",
+            hint="Networks need the capability CAP_NET_ADMIN."
+            if error.code in (errno.EPERM, errno.EACCES)
+            else "",
         ) from error
 
 
@@ -94,7 +97,30 @@ def links() -> dict[str, Link]:
     """Return all links of this namespace by name."""
     with _netlink("list the links") as netlink:
         found = (_link(message) for message in netlink.get_links())
-        return {link.name: link for link in found}
+        return {one.name: one for one in found}
+
+
+def link(name: str) -> Link | None:
+    """Return the link of that name, ``None`` when there is none; costs the same with many links."""
+    with _netlink(f"look at link {name}") as netlink:
+        return _find(netlink, name)
+
+
+def _find(netlink: Any, name: str) -> Link | None:
+    try:
+        (message,) = netlink.link("get", ifname=name)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+    return _link(message)
+
+
+def _index(netlink: Any, name: str) -> int:
+    found = _find(netlink, name)
+    if not found:
+        raise NetlinkError(errno.ENODEV)
+    return found.index
 
 
 def _link(message: Any) -> Link:
@@ -119,7 +145,7 @@ def check_bridge(name: str, mark: Mark, *, is_known: bool) -> None:
 
     :param is_known: a bridge without any mark was left by our own crash.
     """
-    found = links().get(name)
+    found = link(name)
     if found and not _is_bridge_of(found, mark, is_known=is_known):
         raise ConfigError(
             f"Link {name!r}, wanted as the bridge of {mark.network_id}, exists and is not ours.",
@@ -127,8 +153,8 @@ def check_bridge(name: str, mark: Mark, *, is_known: bool) -> None:
         )
 
 
-def _is_bridge_of(link: Link, mark: Mark, *, is_known: bool) -> bool:
-    return link.kind == "bridge" and (link.mark == mark or (is_known and link.mark is None))
+def _is_bridge_of(found: Link, mark: Mark, *, is_known: bool) -> bool:
+    return found.kind == "bridge" and (found.mark == mark or (is_known and found.mark is None))
 
 
 def ensure_bridge(
@@ -142,11 +168,11 @@ def ensure_bridge(
     :raises ConfigError: a link of that name exists and is not ours; nothing was changed.
     """
     check_bridge(name, mark, is_known=is_known)
-    is_new = name not in links()
+    is_new = link(name) is None
     with _netlink(f"make bridge {name}") as netlink:
         if is_new:
             netlink.link("add", ifname=name, kind="bridge")
-        index = netlink.link_lookup(ifname=name)[0]
+        index = _index(netlink, name)
         netlink.link(
             "set",
             index=index,
@@ -220,22 +246,21 @@ def ensure_tap(name: str, mark: Mark, *, bridge: str, mac: str, mtu: int) -> Non
 
     :raises Conflict: a link of that name exists and is not that port's; nothing was changed.
     """
-    present = links()
-    found = present.get(name)
+    found, owner = link(name), link(bridge)
     if found and (found.kind != "tun" or found.mark not in (None, mark)):
         raise Conflict(
             f"Link {name!r}, wanted as the tap of {mark.port_id}, exists and is not its own."
         )
-    if bridge not in present:
+    if not owner:
         raise Conflict(f"Bridge {bridge!r} of port {mark.port_id} does not exist on this node.")
     if not found:
         _make_persistent_tap(name)
     try:
         with _netlink(f"put tap {name} into bridge {bridge}") as netlink:
-            _join_bridge(netlink, name, mark, present[bridge].index, mac, mtu)
+            _join_bridge(netlink, name, mark, owner.index, mac, mtu)
     except BaseException:
         if not found:
-            _delete(links()[name])
+            remove_tap(name, port_id=mark.port_id)
         raise
 
 
@@ -259,7 +284,7 @@ def _make_persistent_tap(name: str) -> None:
 def _join_bridge(netlink: Any, name: str, mark: Mark, bridge: int, mac: str, mtu: int) -> None:
     # Without IPv6 the node itself sends nothing (neighbour discovery) when the link comes up.
     _set_ipv6(name, is_enabled=False)
-    index = netlink.link_lookup(ifname=name)[0]
+    index = _index(netlink, name)
     own_mac = f"fe:{mac[3:]}" if not mac.startswith("fe") else f"fa:{mac[3:]}"
     netlink.link("set", index=index, ifalias=str(mark), mtu=mtu, address=own_mac)
     netlink.link("set", index=index, master=bridge)
@@ -269,7 +294,7 @@ def _join_bridge(netlink: Any, name: str, mark: Mark, bridge: int, mac: str, mtu
 
 def raise_tap(name: str, *, port_id: str) -> bool:
     """Set a port's link up; ``False`` when it has no tap."""
-    found = links().get(name)
+    found = link(name)
     if not found or found.kind != "tun" or not found.mark or found.mark.port_id != port_id:
         return False
     with _netlink(f"set tap {name} up") as netlink:
@@ -279,7 +304,7 @@ def raise_tap(name: str, *, port_id: str) -> bool:
 
 def remove_tap(name: str, *, port_id: str) -> None:
     """Remove a port's tap; no error, and no change, when there is none of that port."""
-    found = links().get(name)
+    found = link(name)
     if not found or found.kind != "tun" or not TAP_NAME.fullmatch(name):
         return
     if found.mark is None or found.mark.port_id == port_id:
@@ -288,17 +313,17 @@ def remove_tap(name: str, *, port_id: str) -> None:
 
 def remove_bridge(name: str, mark: Mark, *, is_known: bool) -> None:
     """Remove a network's bridge; no error, and no change, when there is none of that network."""
-    found = links().get(name)
+    found = link(name)
     if found and _is_bridge_of(found, mark, is_known=is_known):
         _delete(found)
 
 
-def _delete(link: Link) -> None:
-    with _netlink(f"remove link {link.name}") as netlink:
+def _delete(found: Link) -> None:
+    with _netlink(f"remove link {found.name}") as netlink:
         try:
-            netlink.link("del", index=link.index)
+            netlink.link("del", index=found.index)
         except NetlinkError as error:
-            if error.code != 19:  # ENODEV: gone in the meantime
+            if error.code != errno.ENODEV:  # else it went in the meantime
                 raise
 
 
@@ -311,7 +336,7 @@ def used_ranges() -> list[UsedRange]:
                 cidr=ipaddress.IPv4Network(
                     (message.get_attr("IFA_ADDRESS"), message["prefixlen"]), strict=False
                 ),
-                link=names.get(message["index"], "?"),
+                link_name=names.get(message["index"], "?"),
             )
             for message in netlink.get_addr(family=2)
         ]
@@ -320,7 +345,9 @@ def used_ranges() -> list[UsedRange]:
             if target and message["table"] != _RT_TABLE_LOCAL:
                 cidr = ipaddress.IPv4Network((target, message["dst_len"]))
                 used.append(
-                    UsedRange(cidr=cidr, link=names.get(message.get_attr("RTA_OIF"), "a route"))
+                    UsedRange(
+                        cidr=cidr, link_name=names.get(message.get_attr("RTA_OIF"), "a route")
+                    )
                 )
         return used
 
@@ -332,7 +359,7 @@ def check_range_is_free(cidr: str, *, network_id: str) -> None:
         if used.cidr.overlaps(wanted):
             raise ConfigError(
                 f"Range {cidr} of {network_id} overlaps {used.cidr}, which this node reaches by "
-                f"{used.link}.",
+                f"{used.link_name}.",
                 hint="Give the network a range that nothing on this node uses.",
             )
 

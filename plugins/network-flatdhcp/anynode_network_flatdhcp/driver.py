@@ -68,7 +68,7 @@ class FlatDhcp:
                     f"{other.network_id}."
                 )
         links.check_bridge(network.bridge, _mark(network.network_id), is_known=bool(known))
-        if network.bridge not in links.links():
+        if not links.link(network.bridge):
             links.check_range_is_free(network.cidr, network_id=network.network_id)
 
     def _make(self, network: NetworkSpec) -> None:
@@ -96,7 +96,7 @@ class FlatDhcp:
         with self._lock:
             if network.network_id not in self._record.value.networks:
                 raise Conflict(f"{network.network_id} is not prepared on this node.")
-            is_new = tap not in links.links()
+            is_new = links.link(tap) is None
             self._record.write(self._record.value.with_port(port.port_id, network.network_id))
             try:
                 self._make_port(network, port, tap)
@@ -138,9 +138,9 @@ class FlatDhcp:
 
     def _is_ours(self, port_id: str) -> bool:
         """Say whether we made the tap of that port, or meant to."""
-        link = links.links().get(tap_name(port_id))
-        if link and link.mark:
-            return link.mark.type == TYPE
+        found = links.link(tap_name(port_id))
+        if found and found.mark:
+            return found.mark.type == TYPE
         return port_id in self._record.value.ports
 
     @hookimpl
