@@ -12,16 +12,18 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from appliance.firewall import NODE, UPLINK, Packet, link_local
+from appliance.firewall import METADATA_ADDRESS, NODE, UPLINK, Packet, link_local
 from appliance.hooks import Firewall
 from appliance.model import FirewallPort, NetworkPolicy, NetworkSpec
 from appliance.testing.firewall import FirewallInside
 from appliance.testing.frames import encode
 from appliance.testing.namespaces import Namespace, open_tap, set_up
 
+_SYSCTL = Path("/proc/sys/net")
 _SIOCGIFHWADDR = 0x8927
 _READ_BYTES = 65600
 
@@ -47,9 +49,15 @@ class FirewallLab:
 
     def add_network(self, network: NetworkSpec) -> None:
         """Make a network's bridge with the gateway's addresses and a port to the world beyond."""
-        addresses = [f"{network.gateway}/{network.cidr.partition('/')[2]}"]
-        if network.gateway6:
-            addresses.append(f"{network.gateway6}/{network.cidr6.partition('/')[2]}")
+        addresses = [
+            f"{gateway}/{cidr.partition('/')[2]}"
+            for gateway, cidr in (
+                (network.gateway, network.cidr),
+                (METADATA_ADDRESS, "/32"),
+                (network.gateway6, network.cidr6),
+            )
+            if gateway
+        ]
         self.namespace.call(_make_bridge, network.bridge, addresses)
         self._macs[network.network_id] = self.namespace.call(_mac_of, network.bridge)
         self.add_tap(uplink_name(network), network.bridge)
@@ -154,9 +162,14 @@ def _drain(sniffer: socket.socket) -> list[bytes]:
 
 
 def _forward() -> None:
-    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        with suppress(FileNotFoundError), open(f"/proc/sys/net/{path}", "w") as switch:
-            switch.write("1")
+    _set("ipv4/ip_forward", "1")
+    _set("ipv6/conf/all/forwarding", "1")
+
+
+def _set(switch: str, value: str) -> None:
+    """Set a sysctl of this namespace; a kernel without IPv6 has not all of them."""
+    with suppress(FileNotFoundError):
+        (_SYSCTL / switch).write_text(value)
 
 
 def _make_bridge(name: str, addresses: Sequence[str]) -> None:
@@ -165,8 +178,7 @@ def _make_bridge(name: str, addresses: Sequence[str]) -> None:
         index = netlink.link_lookup(ifname=name)[0]
         # A MAC that was set stays when ports come and go.
         netlink.link("set", index=index, address=f"0e:00:00:00:00:{index % 256:02x}")
-    with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "w") as it:
-        it.write("0")
+    _set(f"ipv6/conf/{name}/accept_dad", "0")
     set_up(name, *addresses)
 
 
@@ -177,7 +189,10 @@ def _mac_of(name: str) -> str:
 
 
 def _enslave(name: str, bridge: str) -> None:
-    with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as f:
+    with (
+        suppress(FileNotFoundError),
+        open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as f,
+    ):
         f.write("1")
     with IPRoute() as netlink:
         index = netlink.link_lookup(ifname=name)[0]
