@@ -171,12 +171,17 @@ def _translate(error: DBAPIError) -> Exception:
     return error
 
 
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of a SQLite store; ``None`` where the store is a server's or in memory."""
+    parsed = make_url(url)
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, ":memory:")
+    return Path(str(parsed.database)) if is_file else None
+
+
 def _sqlite_engine(url: str) -> Engine:
-    path = make_url(url).database
-    if path and path != ":memory:":
-        folder = Path(path).parent
-        if not folder.is_dir():
-            raise Unavailable(f"There is no folder {folder} for the store.")
+    path = sqlite_path(url)
+    if path and not path.parent.is_dir():
+        raise Unavailable(f"There is no folder {path.parent} for the store.")
     engine = create_engine(
         url, connect_args={"check_same_thread": False, "timeout": 10}, pool_size=16, max_overflow=16
     )
