@@ -494,7 +494,7 @@ def main() -> None:
     if platform.machine() != "x86_64":
         fail(f"it is built for x86_64, and this machine is {platform.machine()}")
     # A plain kill ends like Ctrl-C: temporary folders are removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     output = options.output.absolute()
     try:
         for _ in locked(output):

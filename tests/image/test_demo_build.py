@@ -55,17 +55,21 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, signal_number: int)
     (tmp_path / "bin").mkdir()
     (tmp_path / "out").mkdir()
     started = tmp_path / "started"
+    # Python takes no notice of SIGINT when whoever started the tests in the background ignores it.
     build = subprocess.Popen(
-        [BUILD, "--output", tmp_path / "out/image"],
+        ["env", "--default-signal=INT", BUILD, "--output", tmp_path / "out/image"],
         env=with_apt_get(tmp_path / "bin", f"touch {started}; exec sleep 60"),
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    build.send_signal(signal_number)
-    _, errors = build.communicate(timeout=30)
+    try:
+        end = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        build.send_signal(signal_number)
+        _, errors = build.communicate(timeout=30)
+    finally:
+        build.kill()
     assert build.returncode == 1
     assert "interrupted" in errors
     assert contents(tmp_path / "out") == {".image.lock"}
