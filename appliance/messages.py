@@ -15,6 +15,7 @@ from appliance.errors import InputError
 from appliance.model import (
     AttachedPort,
     Binding,
+    BlockDeviceSpec,
     ConsoleOutput,
     InstanceMetadata,
     InstanceSpec,
@@ -196,6 +197,7 @@ class AttachPort(InstanceMessage, frozen=True, kw_only=True):
     network: NetworkSpec
     port: PortSpec
     metadata: InstanceMetadata
+    block_devices: tuple[BlockDeviceSpec, ...] = ()
 
 
 class PortAttached(Message, frozen=True, kw_only=True):

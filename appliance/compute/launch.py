@@ -71,6 +71,7 @@ def attach_ports(subject: Subject) -> str:
             network=networks[port.network_id],
             port=port,
             metadata=subject.binding.metadata,
+            block_devices=subject.spec.block_devices,
         )
         attached = subject.ask_datapath(question, PortAttached)
         subject.taps[port.port_id] = attached.port.tap

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.model import InstanceMetadata, NetworkSpec, PortSpec, Value
+from appliance.model import BlockDeviceSpec, InstanceMetadata, NetworkSpec, PortSpec, Value
 
 PORT = "port"
 NETWORK = "network"
@@ -13,6 +13,7 @@ class PortRecord(Value, frozen=True, kw_only=True):
 
     port: PortSpec
     metadata: InstanceMetadata
+    block_devices: tuple[BlockDeviceSpec, ...] = ()
     is_attached: bool = True
     is_guarded: bool = False
 

@@ -107,7 +107,10 @@ class Datapath:
         if record is None or network is None:
             return None
         return MetadataSubject(
-            metadata=record.metadata, ports=(record.port,), networks=(network.network,)
+            metadata=record.metadata,
+            ports=(record.port,),
+            networks=(network.network,),
+            block_devices=record.block_devices,
         )
 
     def _driver(self, network: NetworkSpec) -> Network:
@@ -156,6 +159,7 @@ class Datapath:
         kept = PortRecord(
             port=port,
             metadata=question.metadata,
+            block_devices=question.block_devices,
             is_guarded=before.is_guarded if before else False,
         )
         self._journal.put(PORT, port.port_id, kept)
