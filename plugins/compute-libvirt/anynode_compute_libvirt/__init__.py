@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from anynode_compute_libvirt.daemon import APT_LINE, SOCKET, ensure_daemons
+from anynode_compute_libvirt.daemon import APT_LINE, SOCKET, ensure_daemons, stop_daemons
 from appliance.errors import ConfigError
 from appliance.hookspecs import PluginContext
 
@@ -53,3 +53,11 @@ def create(settings: Settings, context: PluginContext) -> object:
         # Its socket answers at once, but a first start looks at every QEMU binary: 10 s.
         driver.wait_for_libvirtd(deadline_s=60)
     return driver
+
+
+def withdraw(settings: Settings, context: PluginContext) -> None:
+    """End the daemons of libvirt that this plugin started.
+
+    :raises CommandFailed: one did not end.
+    """
+    stop_daemons(context.run_dir)

@@ -28,6 +28,7 @@ APT_LINE = (
 )
 SOCKET = Path("/run/libvirt/libvirt-sock")
 KVM = Path("/dev/kvm")
+QEMU_RUN_DIR = Path("/run/libvirt/qemu")
 _DAEMONS = ("virtlogd", "libvirtd")
 _RECORD = "daemons.json"
 
@@ -60,23 +61,25 @@ def ensure_daemons(
 def stop_daemons(run_dir: Path, *, deadline_s: float = 10.0) -> tuple[int, ...]:
     """End the processes that :func:`ensure_daemons` wrote down, and no others.
 
-    Instances go on running: they belong to QEMU processes of their own. Safe to repeat.
+    Instances go on running: they belong to QEMU processes of their own. As long as there are any,
+    virtlogd stays, and stays written down: their serial output goes through it, and no later
+    virtlogd could take that up again. Safe to repeat.
 
     :returns: the process ids that were ended.
     :raises CommandFailed: one did not end within ``deadline_s``; it stays written down.
     """
-    record = run_dir / _RECORD
-    if not record.exists():
-        return ()
+    known = _read_record(run_dir)
     ended = []
-    for name, (pid, started_at) in reversed(json.loads(record.read_text()).items()):
-        if _start_time(pid) != started_at:
+    for name in reversed(_DAEMONS):
+        if name not in known or (name == "virtlogd" and _has_instances()):
             continue
+        pid, started_at = known[name]
         log.info("stop %s, process %d", name, pid)
         os.kill(pid, signal.SIGTERM)
         _wait_for_end(name, pid, started_at, deadline_s)
+        del known[name]
+        _write_record(run_dir, known)
         ended.append(pid)
-    record.unlink()
     return tuple(ended)
 
 
@@ -85,9 +88,7 @@ def _start(run_dir: Path) -> dict[str, int]:
     missing = [name for name in _DAEMONS if shutil.which(name) is None]
     if missing:
         raise ConfigError(f"This machine lacks {' and '.join(missing)}.", hint=f"Run: {APT_LINE}")
-    record = run_dir / _RECORD
-    known: dict[str, list[int]] = json.loads(record.read_text()) if record.exists() else {}
-    known = {name: pair for name, pair in known.items() if _start_time(pair[0]) == pair[1]}
+    known = _read_record(run_dir)
     started: dict[str, int] = {}
     for name in _DAEMONS:
         if name in known or (name == "virtlogd" and _answers(SOCKET.with_name("virtlogd-sock"))):
@@ -97,10 +98,30 @@ def _start(run_dir: Path) -> dict[str, int]:
         started[name] = int(pid_path.read_text())
         known[name] = [started[name], _start_time(started[name])]
         log.info("started %s, process %d", name, started[name])
-        partial = record.with_suffix(".new")
-        partial.write_text(json.dumps(known))
-        partial.replace(record)
+        _write_record(run_dir, known)
     return started
+
+
+def _read_record(run_dir: Path) -> dict[str, list[int]]:
+    """Return process id and start time of each daemon that was written down and still runs."""
+    record = run_dir / _RECORD
+    known: dict[str, list[int]] = json.loads(record.read_text()) if record.exists() else {}
+    return {name: pair for name, pair in known.items() if _start_time(pair[0]) == pair[1]}
+
+
+def _write_record(run_dir: Path, known: dict[str, list[int]]) -> None:
+    partial = run_dir / f"{_RECORD}.new"
+    partial.write_text(json.dumps(known))
+    partial.replace(run_dir / _RECORD)
+
+
+def _has_instances() -> bool:
+    """Say whether any QEMU process that libvirt started still runs."""
+    for path in QEMU_RUN_DIR.glob("*.pid"):
+        text = path.read_text().strip()
+        if text.isdigit() and _start_time(int(text)):
+            return True
+    return False
 
 
 def open_kvm(device: Path) -> None:

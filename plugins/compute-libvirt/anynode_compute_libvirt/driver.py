@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ _UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
+_SETTLING_S = 15
 _ACTIVE = frozenset(
     {
         libvirt.VIR_DOMAIN_RUNNING,
@@ -76,6 +78,7 @@ class LibvirtCompute:
         self._watch = PowerWatch()
         self._connection = Connection(uri, on_open=self._opened, on_event=self._event)
         self._outage = threading.Event()
+        self._opened_at = 0.0
 
     @hookimpl
     def compute_define(self, definition: InstanceDefinition) -> None:
@@ -167,11 +170,10 @@ class LibvirtCompute:
                     raise
 
         self._connection.call(f"remove instance {instance_id}", remove, deadline_s=60)
-        self._watch.forget(instance_id)
 
     @hookimpl
     def compute_list(self) -> Sequence[InstanceFact]:
-        return self._connection.call("list the instances", _facts, deadline_s=20)
+        return self._connection.call("list the instances", self._compared_facts, deadline_s=20)
 
     @hookimpl
     def compute_events(self, wait_s: float) -> Sequence[PowerEvent]:
@@ -217,7 +219,15 @@ class LibvirtCompute:
         self._machine = Machine(is_kvm=is_kvm, owner=qemu_owner(capabilities))
         version = live.getVersion()
         self._hypervisor = f"{live.getType()} {version // 10**6}.{version // 1000 % 1000}"
-        self._watch.compare(_facts(live))
+        self._opened_at = time.monotonic()
+        self._compared_facts(live)
+
+    def _compared_facts(self, live: Any) -> tuple[InstanceFact, ...]:
+        """Return all instances, and tell of changes that no event told of."""
+        moment = self._watch.moment()
+        facts = _facts(live)
+        self._watch.compare(facts, moment)
+        return facts
 
     def _event(self, domain: Any, event: int, detail: int) -> None:
         instance_id = instance_of(domain.name(), domain.UUIDString())
@@ -227,10 +237,12 @@ class LibvirtCompute:
 
     def _stay_connected(self) -> None:
         """Open the connection when there is none; an outage is logged once, not at each try."""
-        if self._connection.is_alive:
+        is_settled = time.monotonic() - self._opened_at > _SETTLING_S
+        if self._connection.is_alive and is_settled:
             return
         try:
-            self._connection.call("listen for events", lambda _live: None, deadline_s=10)
+            # An instance that dies while a new libvirtd takes it up again causes no event.
+            self._connection.call("listen for events", self._compared_facts, deadline_s=10)
         except Unavailable as error:
             if not self._outage.is_set():
                 log.warning("no events of instances for now: %s", error)

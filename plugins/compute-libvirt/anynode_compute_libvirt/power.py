@@ -29,8 +29,9 @@ _SHUT_OFF_REASONS = {
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: "its power was taken away",
     libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: "it crashed",
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: "it could not be started",
-    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: "libvirtd lost it",
+    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: "its QEMU process ended while libvirtd was away",
 }
+_CRASHES = frozenset({libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_DAEMON})
 _PAUSE_REASONS = {
     libvirt.VIR_DOMAIN_PAUSED_IOERROR: "a disk failed or is full",
     libvirt.VIR_DOMAIN_PAUSED_USER: "somebody paused it",
@@ -54,7 +55,7 @@ def power_of_state(state: int, reason: int) -> tuple[PowerState, str]:
     """Return state and detail for libvirt's state and reason."""
     power = _STATES.get(state, PowerState.CRASHED)
     if power is PowerState.SHUT_OFF:
-        if reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED:
+        if reason in _CRASHES:
             power = PowerState.CRASHED
         return power, _SHUT_OFF_REASONS.get(reason, "")
     if power is PowerState.PAUSED:
@@ -80,49 +81,61 @@ class PowerWatch:
     """Changes of power state since the last time somebody asked; safe for several threads.
 
     It remembers the last known state of each instance, so that a change that no event told of
-    (libvirtd was away) is found by comparing.
+    (libvirtd was away, or was just coming back) is found by comparing.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._events: deque[PowerEvent] = deque(maxlen=_MOST_EVENTS)
-        self._known: dict[str, PowerState] | None = None
+        self._known: dict[str, PowerState] = {}
+        self._moment = 0
+        self._changed_at: dict[str, int] = {}
+
+    def moment(self) -> int:
+        """Return a number to give to :meth:`compare`; taken before the facts are gathered."""
+        with self._changed:
+            return self._moment
 
     def tell(self, event: PowerEvent) -> None:
         """Put an event where the next :meth:`drain` finds it."""
         with self._changed:
-            if self._known is not None:
-                self._known[event.instance_id] = event.power
+            self._remember(event.instance_id, event.power)
             self._events.append(event)
             self._changed.notify_all()
 
     def note(self, instance_id: str, power: PowerState) -> None:
         """Remember a state that is no news."""
         with self._changed:
-            if self._known is not None:
-                self._known[instance_id] = power
+            self._remember(instance_id, power)
 
-    def forget(self, instance_id: str) -> None:
-        """Drop what is known of an instance that was removed."""
-        with self._changed:
-            if self._known is not None:
-                self._known.pop(instance_id, None)
+    def compare(self, facts: Iterable[InstanceFact], since: int) -> None:
+        """Tell of each known instance whose state is another one, and forget those that are gone.
 
-    def compare(self, facts: Iterable[InstanceFact]) -> None:
-        """Tell of each instance whose state is not the last known one; none at the first time."""
+        An instance that changed after the moment ``since`` is left alone: the fact is older.
+        """
         with self._changed:
-            known = self._known
-            self._known = {fact.instance_id: fact.power for fact in facts}
-            if known is None:
-                return
+            gone = {key for key in self._known if self._changed_at[key] <= since}
             for fact in facts:
-                if known.get(fact.instance_id) != fact.power:
+                gone.discard(fact.instance_id)
+                if self._changed_at.get(fact.instance_id, 0) > since:
+                    continue
+                before = self._known.get(fact.instance_id)
+                if before is not None and before is not fact.power:
                     self._events.append(
                         PowerEvent(
                             instance_id=fact.instance_id, power=fact.power, detail=fact.detail
                         )
                     )
-            self._changed.notify_all()
+                    self._changed.notify_all()
+                if before is not fact.power:
+                    self._remember(fact.instance_id, fact.power)
+            for instance_id in gone:
+                del self._known[instance_id], self._changed_at[instance_id]
+
+    def _remember(self, instance_id: str, power: PowerState) -> None:
+        self._moment += 1
+        self._known[instance_id] = power
+        self._changed_at[instance_id] = self._moment
 
     def drain(self, wait_s: float, meanwhile: Callable[[], None]) -> tuple[PowerEvent, ...]:
         """Return all events, waiting up to ``wait_s`` seconds for the first.

@@ -4,6 +4,7 @@ import grp
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,22 @@ def test_a_namesake_is_not_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes
     (tmp_path / "daemons.json").write_text(json.dumps({"libvirtd": [sleeper.pid, 1]}))
     assert stop_daemons(tmp_path) == ()
     assert sleeper.poll() is None
+
+
+def test_virtlogd_stays_while_an_instance_runs(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "QEMU_RUN_DIR", tmp_path)
+    stat = Path("/proc", str(sleeper.pid), "stat").read_text()
+    started_at = int(stat.rpartition(")")[2].split()[19])
+    (tmp_path / "daemons.json").write_text(json.dumps({"virtlogd": [sleeper.pid, started_at]}))
+    instance = tmp_path / "anynode-i-1.pid"
+    instance.write_text(f"{os.getpid()}\n")
     assert stop_daemons(tmp_path) == ()
+    assert sleeper.poll() is None
+    instance.write_text("4194304999")
+    assert stop_daemons(tmp_path) == (sleeper.pid,)
+    assert sleeper.wait(10) == -signal.SIGTERM
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ from tests.rig import ROOT, Rig, wait_for
 
 DEMO_IMAGE = Path("/var/cache/anynode/demo-image")
 BOOT_DEADLINE_S = 180
+STOP = """
+import pathlib, sys
+from anynode_compute_libvirt.daemon import stop_daemons
+print(*stop_daemons(pathlib.Path(sys.argv[1])))
+"""
 FOREIGN = """<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>
 <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os></domain>"""
 
@@ -290,6 +295,15 @@ class TestDaemonFaults:
         LibvirtNode.kill(libvirt_rig, pid)
         wait_for_event(compute, TWO, PowerState.CRASHED, 60)
 
+    def test_the_console_goes_on_when_the_daemons_were_stopped(
+        self, libvirt_rig: Rig, compute: Compute, started: InstanceDefinition
+    ) -> None:
+        run_dir = libvirt_rig.directory / "daemons"
+        stopped = libvirt_rig.python("-c", STOP, run_dir).split()
+        assert len(stopped) == 1
+        libvirt_rig.start_libvirt()
+        wait_for_text(compute, started, b"login:", 1)
+
     def test_a_crash_while_libvirtd_was_away_is_told(
         self, libvirt_rig: Rig, compute: Compute, started: InstanceDefinition
     ) -> None:
@@ -303,7 +317,7 @@ class TestDaemonFaults:
         while not seen and time.monotonic() < end:
             seen = [event for event in compute.events(0.2) if event.instance_id == TWO]
         assert seen
-        assert seen[-1].power in (PowerState.CRASHED, PowerState.SHUT_OFF)
+        assert seen[-1].power is PowerState.CRASHED
         assert facts(compute)[TWO].power is seen[-1].power
 
     def test_a_hanging_libvirtd_is_not_waited_for(
@@ -321,6 +335,35 @@ class TestDaemonFaults:
             LibvirtNode.kill(libvirt_rig, pid, signal.SIGCONT)
         assert compute.capacity().vcpus > 0
         assert facts(compute)[TWO].power is PowerState.RUNNING
+
+
+def test_disks_of_all_kinds_start(
+    libvirt_rig: Rig, compute: Compute, bootable: MakeDefinition
+) -> None:
+    definition = bootable(ONE, 1)
+    directory = Path(definition.directory)
+    for name in ("seed.img", "seed.iso"):
+        (directory / name).write_bytes(bytes(1 << 20))
+    seeds = (
+        DiskAttachment(
+            path=str(directory / "seed.img"), format="raw", target="vdb", is_read_only=True
+        ),
+        DiskAttachment(
+            path=str(directory / "seed.iso"), format="raw", target="hda", device="cdrom"
+        ),
+    )
+    compute.define(
+        msgspec.structs.replace(
+            definition, disks=(*definition.disks, *seeds), kernel_path="", ramdisk_path=""
+        )
+    )
+    try:
+        compute.start(ONE)
+        assert facts(compute)[ONE].power is PowerState.RUNNING
+        blocks = libvirt_rig.run(["virsh", "domblklist", domain_name(ONE)])
+        assert all(target in blocks for target in ("vda", "vdb", "hda"))
+    finally:
+        compute.remove(ONE)
 
 
 class TestAccess:

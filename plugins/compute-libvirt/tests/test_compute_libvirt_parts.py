@@ -85,22 +85,46 @@ class TestPower:
         crashed = power_of_state(libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED)
         assert crashed[0] is PowerState.CRASHED
 
+    def test_a_process_that_died_unseen_has_crashed(self) -> None:
+        power, detail = power_of_state(
+            libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_DAEMON
+        )
+        assert power is PowerState.CRASHED
+        assert "libvirtd was away" in detail
+
     def test_a_change_while_nobody_listened_is_found(self) -> None:
         watch = PowerWatch()
-        watch.compare([fact(1, PowerState.RUNNING), fact(2, PowerState.RUNNING)])
+        watch.compare([fact(1, PowerState.RUNNING), fact(2, PowerState.RUNNING)], watch.moment())
         assert watch.drain(0, lambda: None) == ()
-        watch.compare([fact(1, PowerState.CRASHED), fact(2, PowerState.RUNNING)])
+        for _ in range(2):
+            facts = [fact(1, PowerState.CRASHED), fact(2, PowerState.RUNNING)]
+            watch.compare(facts, watch.moment())
         assert [item.instance_id for item in watch.drain(0, lambda: None)] == ["i-1"]
-        watch.compare([fact(1, PowerState.CRASHED), fact(2, PowerState.RUNNING)])
-        assert watch.drain(0, lambda: None) == ()
 
     def test_what_was_told_or_asked_for_is_not_told_again(self) -> None:
         watch = PowerWatch()
-        watch.compare([])
         watch.tell(event(1))
         watch.note("i-2", PowerState.SHUT_OFF)
         assert watch.drain(0, lambda: None) == (event(1),)
-        watch.compare([fact(1, PowerState.RUNNING), fact(2, PowerState.SHUT_OFF)])
+        facts = [fact(1, PowerState.RUNNING), fact(2, PowerState.SHUT_OFF)]
+        watch.compare(facts, watch.moment())
+        assert watch.drain(0, lambda: None) == ()
+
+    def test_a_fact_that_is_older_than_an_event_is_no_news(self) -> None:
+        watch = PowerWatch()
+        watch.note("i-1", PowerState.SHUT_OFF)
+        before = watch.moment()
+        watch.tell(event(1))
+        watch.compare([fact(1, PowerState.SHUT_OFF)], before)
+        watch.compare([], before)
+        watch.compare([fact(1, PowerState.RUNNING)], watch.moment())
+        assert watch.drain(0, lambda: None) == (event(1),)
+
+    def test_an_instance_that_is_gone_is_forgotten(self) -> None:
+        watch = PowerWatch()
+        watch.note("i-1", PowerState.RUNNING)
+        watch.compare([], watch.moment())
+        watch.compare([fact(1, PowerState.SHUT_OFF)], watch.moment())
         assert watch.drain(0, lambda: None) == ()
 
     def test_an_event_wakes_the_waiting(self) -> None:
