@@ -4,7 +4,9 @@ Each class is one entry-point group. A plugin is a module, named by the entry po
 
 * ``api_versions``: the set of versions of this page that it understands,
 * ``Settings``: a ``msgspec.Struct`` with a default, a unit and a description per field (optional),
-* ``create(settings, context)``: returns the object whose ``@hookimpl`` methods are called.
+* ``create(settings, context)``: returns the object whose ``@hookimpl`` methods are called,
+* ``withdraw(settings, context)``: ends what ``create`` has started on this machine, a daemon for
+  example; called when the node is taken off it, after all instances and ports (optional).
 
 ``context`` is a :class:`PluginContext`. Arguments and results are values of ``appliance.model``:
 frozen and serialisable, so that node-side hooks can run in a small privileged process. Every

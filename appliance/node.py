@@ -18,7 +18,7 @@ from appliance.errors import AnynodeError, ConfigError
 from appliance.hooks import Observers, RoleMaker
 from appliance.hookspecs import Credentials
 from appliance.lanes import Lanes
-from appliance.plugin_loader import PluginLoader
+from appliance.plugin_loader import PluginLoader, loader_of
 from appliance.role import Periodic, Role
 from appliance.store import Store, migrations
 from appliance.store import setup as store_setup
@@ -117,13 +117,7 @@ class Node:
         )
         self.store.transaction(lambda tx: store_setup.join(tx, row))
         self.bus = _make_bus(config, self.store, self.world)
-        self.plugins = PluginLoader(
-            node_name=config.node_name,
-            state_dir=config.state_dir / "plugins",
-            run_dir=config.run_dir / "plugins",
-            settings=config.plugin_settings,
-            credentials=credentials(self.store) if credentials else None,
-        )
+        self.plugins = loader_of(config, credentials(self.store) if credentials else None)
         self.work = Lanes("work", config.compute.parallel_launches)
         self.observers = Observers(self.plugins.create_all("appliance.observer", config.observers))
         self.roles: dict[str, Role] = {}

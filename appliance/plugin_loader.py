@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.config import Config
 from appliance.hooks import Filters, Weights
 from appliance.hookspecs import Credentials, PluginContext
-from appliance.plugins import create, find
+from appliance.plugins import create, find, withdraw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +33,27 @@ class PluginLoader:
         :raises PluginError: it is missing, does not load, or fails while it is made.
         :raises ConfigError: its settings are wrong.
         """
+        return create(group, name, self.settings(group, name), self._context(group, name))
+
+    def withdraw(self, group: str, name: str) -> None:
+        """End what a plugin has started on this machine, if it starts anything.
+
+        :raises PluginError: it is missing, does not load, or fails.
+        :raises ConfigError: its settings are wrong.
+        """
+        withdraw(group, name, self.settings(group, name), self._context(group, name))
+
+    def _context(self, group: str, name: str) -> PluginContext:
         # Looked up before a folder bears its name, which so is never more than a plugin's name.
         find(group, name)
         kind = group.removeprefix("appliance.")
-        context = PluginContext(
+        return PluginContext(
             node_name=self.node_name,
             state_dir=_own_folder(self.state_dir, f"{kind}-{name}"),
             run_dir=_own_folder(self.run_dir, f"{kind}-{name}"),
             plugins=self,
             credentials=self.credentials if kind == "auth" else None,
         )
-        return create(group, name, self.settings(group, name), context)
 
     def create_all(self, group: str, names: Sequence[str]) -> dict[str, object]:
         """Make the named plugins of one group, in order."""
@@ -56,6 +67,25 @@ class PluginLoader:
         """Make the named weights with their multipliers."""
         made = self.create_all("appliance.weight", list(multipliers))
         return Weights({name: (plugin, multipliers[name]) for name, plugin in made.items()})
+
+
+def loader_of(config: Config, credentials: Credentials | None = None) -> PluginLoader:
+    """Return what makes the plugins of a node with these settings."""
+    return PluginLoader(
+        node_name=config.node_name,
+        state_dir=config.state_dir,
+        run_dir=config.run_dir,
+        settings=config.plugin_settings,
+        credentials=credentials,
+    )
+
+
+def used_names(config: Config, group: str) -> tuple[str, ...]:
+    """Return the plugins of a group that have ever been made on this node's folders, by name."""
+    prefix = f"{group.removeprefix('appliance.')}-"
+    folders = (config.state_dir / "plugins", config.run_dir / "plugins")
+    found = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    return tuple(sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix)))
 
 
 def _own_folder(parent: Path, name: str) -> Path:

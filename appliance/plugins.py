@@ -196,3 +196,24 @@ def create(group: str, name: str, raw: Mapping[str, Any], context: PluginContext
             f"Could not make plugin {name!r} of {group}.",
             hint="This is a bug of the plugin: tell its authors.",
         ) from error
+
+
+def withdraw(group: str, name: str, raw: Mapping[str, Any], context: PluginContext) -> None:
+    """Let the named plugin end what it has started on this machine; nothing where it need not.
+
+    :raises PluginError: it is missing, does not load, or fails.
+    :raises ConfigError: its settings are wrong.
+    """
+    module = find(group, name).load()
+    if not hasattr(module, "withdraw"):
+        return
+    settings = read_settings(module, name, raw)
+    try:
+        module.withdraw(settings, context)
+    except AnynodeError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"Could not withdraw plugin {name!r} of {group}.",
+            hint="This is a bug of the plugin: tell its authors.",
+        ) from error
