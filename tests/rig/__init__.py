@@ -1,9 +1,9 @@
 """A place of its own on this machine: run programs in it, and nothing of them is left.
 
 A rig has its own network, mount, UTS and process namespaces. Its ``/run`` is its own, and so are
-the places of libvirt and of Anynode under ``/etc`` and ``/var``; the rest of the file system is
-the machine's. A node that runs on the machine, and a test that somebody else
-runs, never meet what is in it::
+the places of libvirt under ``/etc`` and ``/var``; the rest of the file system is the machine's. A
+node in a rig gets its state directory below ``rig.directory`` by its settings. A node that runs
+on the machine, and a test that somebody else runs, never meet what is in a rig::
 
     with Rig("one") as rig:
         rig.run(["ip", "link", "add", "br0", "type", "bridge"])

@@ -18,16 +18,14 @@ from pathlib import Path
 PLACES = (
     "/run",
     "/etc/libvirt",
-    "/etc/anynode",
     "/var/lib/libvirt",
     "/var/cache/libvirt",
     "/var/log/libvirt",
-    "/var/lib/anynode",
-    "/var/log/anynode",
 )
-"""What a rig has for itself; empty at the start, except for the configuration of libvirt."""
+"""What a rig has for itself; empty at the start, except for the configuration of libvirt.
 
-MODES = {"/var/lib/anynode": 0o711}
+A place that the machine has not is left out: to make it would leave it behind.
+"""
 
 
 def mount(*words: str | Path) -> None:
@@ -36,13 +34,12 @@ def mount(*words: str | Path) -> None:
 
 def make_places(directory: Path) -> None:
     """Put a directory of the rig over each of its places."""
-    for place in PLACES:
+    for place in filter(os.path.isdir, PLACES):
         own = directory / "places" / place[1:].replace("/", "-")
-        if place == "/etc/libvirt" and Path(place).is_dir():
+        if place == "/etc/libvirt":
             shutil.copytree(place, own, symlinks=True)
         own.mkdir(parents=True, exist_ok=True)
-        own.chmod(MODES.get(place, 0o755))
-        Path(place).mkdir(parents=True, exist_ok=True)
+        own.chmod(0o755)
         mount("--bind", own, place)
     # Both come with a mount of their own on a usual machine.
     for name in ("lock", "shm"):

@@ -110,6 +110,9 @@ def _read_record(run_dir: Path) -> dict[str, list[int]]:
 
 
 def _write_record(run_dir: Path, known: dict[str, list[int]]) -> None:
+    if not known:
+        (run_dir / _RECORD).unlink(missing_ok=True)
+        return
     partial = run_dir / f"{_RECORD}.new"
     partial.write_text(json.dumps(known))
     partial.replace(run_dir / _RECORD)

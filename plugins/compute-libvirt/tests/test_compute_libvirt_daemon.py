@@ -69,6 +69,7 @@ def test_daemons_are_started_once_and_ended_by_id() -> None:
         assert len(call("ensure")) == 1
         assert len(call("stop")) == 2
         assert not {"libvirtd", "virtlogd"} & running()
+        assert list(run_dir.iterdir()) == []
         assert call("stop") == []
 
 
