@@ -1,0 +1,149 @@
+"""How commands reach a node: its settings, its store, its secrets, and its EC2 endpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+    from appliance.ec2_client import Ec2Client
+    from appliance.seal import Seal
+    from appliance.store import Store, Transaction
+
+T = TypeVar("T")
+
+ENV_NAME = "anynode.env"
+_SQLITE = "sqlite:///"
+SETUP_HINT = "Run `make run` in a checkout, or `anynode run` on a node that is set up."
+
+
+@dataclass
+class Access:
+    """What the global options say; everything else is found when a command first asks for it."""
+
+    config_option: str | None = None
+    is_debugging: bool = False
+
+    @cached_property
+    def config_path(self) -> Path | None:
+        """The configuration file; ``None`` where the defaults hold.
+
+        :raises ConfigError: a file was named and is not there.
+        """
+        from appliance.config import find_config
+
+        return find_config(self.config_option)
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings.
+
+        :raises ConfigError: the file cannot be read or has a bad setting.
+        """
+        from appliance.config import load_config
+
+        return load_config(self.config_path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the configuration file, where the env file is, too; else ``var``."""
+        return self.config_path.parent if self.config_path else Path("var")
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """Open the store of the node.
+
+        :raises ConfigError: no node was set up here, or this user may not open it.
+        """
+        from appliance.store import Store
+        from appliance.world import World
+
+        self._check_store()
+        store = Store(self.config.store_url, World())
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def _check_store(self) -> None:
+        from appliance.errors import ConfigError
+
+        url = self.config.store_url
+        if not url.startswith(_SQLITE):
+            return
+        path = Path(url.removeprefix(_SQLITE))
+        try:
+            is_there = path.exists()
+        except PermissionError:
+            is_there = True
+        if not is_there:
+            raise ConfigError(
+                f"No node has been set up here: there is no store {path}.", hint=SETUP_HINT
+            )
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise ConfigError(
+                f"This user may not open the store {path}.", hint="Run the command as root."
+            )
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Read from the store on one consistent view."""
+        with self.store() as store:
+            return store.read(work)
+
+    def change(self, action: str, subject: str, work: Callable[[Transaction], T]) -> T:
+        """Change the store in one transaction, and write down there who did."""
+        from appliance.store import audit
+
+        def deed(tx: Transaction) -> T:
+            answer = work(tx)
+            audit.record(
+                tx,
+                audit.Deed(
+                    actor=operator_name(),
+                    project_id="",
+                    action=action,
+                    subject=subject,
+                    request_id=tx.world.ids.uuid(),
+                    source="command line",
+                ),
+            )
+            return answer
+
+        with self.store() as store:
+            return store.transaction(deed)
+
+    def seal(self) -> Seal:
+        """Return what seals secret keys on this node.
+
+        :raises ConfigError: the key file cannot be used.
+        """
+        from appliance import seal
+
+        self._check_store()
+        return seal.load(seal.key_path(self.config.state_dir))
+
+    def ec2(self) -> Ec2Client:
+        """Return a client of the EC2 API, with the keys of the environment or of the env file.
+
+        :raises ConfigError: there are none.
+        """
+        from appliance.ec2_client import Ec2Client, find_credentials
+
+        return Ec2Client(find_credentials(self.config, self.folder / ENV_NAME))
+
+
+def operator_name() -> str:
+    """Return who runs the command: the user behind sudo, else the user of the process."""
+    name = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or str(os.getuid())
+    return f"operator {name}"
+
+
+pass_access = click.make_pass_decorator(Access, ensure=True)

@@ -1,0 +1,97 @@
+"""``anynode run``: a node, in the foreground or in the background."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from appliance.cli.access import Access, pass_access
+from appliance.cli.output import say
+
+
+@click.command("run")
+@click.option("--detach", is_flag=True, help="Start it in the background and wait until it is up.")
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Log to this file; else to node.log_file, else to standard error.",
+)
+@pass_access
+def run(access: Access, detach: bool, log_file: Path | None) -> None:
+    """Run a node until SIGTERM or Ctrl-C; its instances go on without it."""
+    if detach:
+        _start_in_background(access)
+    else:
+        _run(access, log_file)
+
+
+def _start_in_background(access: Access) -> None:
+    from appliance import node_process
+    from appliance.errors import Conflict
+
+    running = node_process.find(access.config.run_dir)
+    if running:
+        raise Conflict(
+            f"A node runs already (process {running.pid}).", hint="`anynode status` shows it."
+        )
+    process = node_process.start(access.config, access.config_path)
+    say(f"The node is up (process {process.pid}){_endpoint_words(process.endpoint)}.")
+    say(f"Its log is {process.log_path}.")
+
+
+def _endpoint_words(endpoint: str) -> str:
+    return f"; EC2 is on {endpoint}" if endpoint else ""
+
+
+def _run(access: Access, log_file: Path | None) -> None:
+    from msgspec.structs import replace
+
+    from appliance import log, node_process
+    from appliance.node import Node
+    from appliance.world import World, crash_from_environment
+
+    config = access.config
+    settings = config.node
+    path = log_file or (Path(settings.log_file) if settings.log_file else None)
+    level = "DEBUG" if access.is_debugging else settings.log_level
+    if path:
+        log.to_file(path, level)
+    else:
+        log.to_stderr(level)
+    signals = _Signals()
+    node = Node(config, World(crash=crash_from_environment()))
+    process = node_process.this_process(config, access.config_path, path)
+    with node_process.recorded(process, config.run_dir) as write:
+        try:
+            node.start()
+            write(replace(process, is_up=True))
+            signals.wait()
+        finally:
+            node.stop()
+
+
+class _Signals:
+    """SIGTERM and SIGINT: a start is broken off, a node that is up is asked to stop.
+
+    A second signal breaks off the stop.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._is_waiting = False
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_waiting or self._asked.is_set():
+            raise KeyboardInterrupt
+        self._asked.set()
+
+    def wait(self) -> None:
+        """Return at the first signal."""
+        self._is_waiting = True
+        self._asked.wait()
