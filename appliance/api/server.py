@@ -131,6 +131,7 @@ class Server(wsgi.Server):
     """
 
     ConnectionClass = _Connection
+    expiration_interval = 0.2
     keep_alive_conn_limit = _KEPT_CONNECTIONS
 
     def __init__(

@@ -231,11 +231,17 @@ def list_page(
 
 
 def rules_of(tx: Transaction, group_ids: Iterable[str]) -> dict[str, list[Rule]]:
-    """Return the rules of groups, in the order in which they were made."""
+    """Return the rules of groups, oldest first, those of one request by what they say."""
     query = (
         select(rules_table)
         .where(rules_table.c.group_id.in_(list(group_ids)))
-        .order_by(rules_table.c.created_at, rules_table.c.protocol, rules_table.c.id)
+        .order_by(
+            rules_table.c.created_at,
+            rules_table.c.protocol,
+            rules_table.c.from_port,
+            rules_table.c.cidr,
+            rules_table.c.id,
+        )
     )
     found: dict[str, list[Rule]] = {}
     for row in tx.execute(query):
