@@ -10,6 +10,8 @@ import base64
 import contextlib
 import hashlib
 import os
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -226,9 +228,15 @@ def _is_usable(store: Store, keys: seal.Seal, credentials: Ec2Credentials) -> bo
 
 
 def _write_env(files: Files, credentials: Ec2Credentials, image_id: str) -> None:
-    text = credentials.env_lines({"ANYNODE_IMAGE": image_id})
+    text = credentials.env_lines({"ANYNODE_IMAGE": image_id}) + _path_line()
     if not files.env.exists() or files.env.read_text(encoding="utf-8") != text:
         _write_whole(files.env, text, mode=0o600)
+
+
+def _path_line() -> str:
+    """Return the line of the env file that lets the shell find ``aws`` and ``anynode``, last."""
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    return f'case ":$PATH:" in *:{programs}:*) ;; *) export PATH="$PATH:"{programs} ;; esac\n'
 
 
 def _write_whole(path: Path, text: str, *, mode: int) -> None:

@@ -64,8 +64,8 @@ def read_env_file(path: Path) -> dict[str, str]:
     found = {}
     for line in text.splitlines():
         words = shlex.split(line, comments=True)
-        name, equals, value = words[-1].partition("=") if words else ("", "", "")
-        if equals:
+        if len(words) == 2 and words[0] == "export":
+            name, _, value = words[1].partition("=")
             found[name] = value
     return found
 

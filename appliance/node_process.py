@@ -100,6 +100,8 @@ def log_path(config: Config) -> Path:
 def start(config: Config, config_path: Path | None) -> NodeProcess:
     """Start a node in the background and return when it is up and its API answers.
 
+    Interrupted by Ctrl-C it ends the node again.
+
     :raises CommandFailed: it ended; the message holds what it said last.
     :raises Unavailable: it was not up within ``START_S`` seconds; it goes on.
     """
@@ -113,6 +115,21 @@ def start(config: Config, config_path: Path | None) -> NodeProcess:
         *("run", "--log-file", log),
     ]
     pid = run.spawn_daemon(command, log_path=printed)
+    try:
+        return _wait_until_up(config, pid, printed)
+    except KeyboardInterrupt:
+        # Nobody has been told of it yet, so that nobody would look for it.
+        _end_child(pid)
+        raise
+
+
+def _end_child(pid: int) -> None:
+    process = NodeProcess(pid=pid, started_ticks=start_ticks(pid), started_at=0.0, version="")
+    if process.started_ticks:
+        stop(process)
+
+
+def _wait_until_up(config: Config, pid: int, printed: Path) -> NodeProcess:
     ticks = start_ticks(pid)
     end = time.monotonic() + START_S
     while True:
@@ -124,7 +141,7 @@ def start(config: Config, config_path: Path | None) -> NodeProcess:
         if time.monotonic() > end:
             raise Unavailable(
                 f"The node (process {pid}) was not up within {START_S:g} s.",
-                hint=f"It goes on; its log is {log}, and `anynode status` shows it.",
+                hint=f"It goes on; its log is {log_path(config)}, and `anynode status` shows it.",
             )
         time.sleep(_POLL_S)
 

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from appliance import errors, hookspecs, model
+from appliance.cli.reference import cli_page
 from appliance.config import Config, settings_of
 from appliance.hooks import hook_names
 
@@ -59,6 +60,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "hooks.md": hooks_page,
     "errors.md": errors_page,
     "settings.md": settings_page,
+    "cli.md": cli_page,
 }
 """Every written page by its name under ``docs/reference``."""
 

@@ -23,7 +23,9 @@ class Line:
     help: str
 
 
-@click.group("config", invoke_without_command=True)
+@click.group(
+    "config", invoke_without_command=True, short_help="List all settings and their values."
+)
 @json_option
 @click.option("--changed", is_flag=True, help="Only settings that differ from their defaults.")
 @pass_access

@@ -12,7 +12,7 @@ from appliance.cli.output import json_option, print_json, printable
 _POLL_S = 1.0
 
 
-@click.command("console")
+@click.command("console", short_help="Show the serial output of an instance.")
 @click.argument("instance_id")
 @click.option("--follow", is_flag=True, help="Go on showing what comes, until Ctrl-C.")
 @click.option("--raw", is_flag=True, help="Keep escape sequences: the instance may use them.")

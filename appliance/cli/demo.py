@@ -8,12 +8,19 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.access import Access, pass_access
-from appliance.cli.output import console, json_option, print_json, printable, say
+from appliance.cli.output import (
+    console,
+    json_option,
+    print_json,
+    printable,
+    program_name,
+    say,
+)
 
 if TYPE_CHECKING:
     from appliance.config import Config
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 ETC = Path("/etc/anynode/anynode.toml")
 
 
-@click.group()
+@click.group(short_help="A node and an instance in one command.")
 def demo() -> None:
     """A node and an instance on this machine, and all of it gone again."""
 
@@ -94,8 +101,6 @@ def up(access: Access, as_json: bool) -> None:
     """
     from appliance import demo as parts
     from appliance.config import load_config
-    from appliance.store import Store
-    from appliance.world import World
 
     report = Report(is_quiet=as_json)
     parts.check_root()
@@ -103,6 +108,19 @@ def up(access: Access, as_json: bool) -> None:
     if parts.write_config(files):
         report.say(f"wrote {files.config}")
     config = load_config(files.config)
+    try:
+        _up(report, config, files, as_json)
+    except KeyboardInterrupt:
+        _name_what_stays(config)
+        raise
+
+
+def _up(report: Report, config: Config, files: Files, as_json: bool) -> None:
+    from appliance import demo as parts
+    from appliance.ec2_client import Ec2Client
+    from appliance.store import Store
+    from appliance.world import World
+
     with report.step("build the demo image", "what `make image` prints"):
         folder = parts.ensure_image_files()
     with report.step("start the node", str(files.log)):
@@ -116,27 +134,23 @@ def up(access: Access, as_json: bool) -> None:
             image_id = parts.ensure_images(store, config, folder)
             credentials = parts.ensure_access_key(store, config, files, image_id)
         report.say(f"registered project {parts.PROJECT}, image {image_id}, keys in {files.env}")
-        shown = _Demo(report, config, files, process, store, image_id, as_json)
-        shown.client = _client(credentials)
-        shown.run()
-    except KeyboardInterrupt:
-        if not as_json:
-            say(f"\nThe node (process {process.pid}) goes on; `make stop` removes it.")
-        raise
+        client = Ec2Client(credentials)
+        _Demo(report, config, files, process, store, image_id, client, as_json).run()
     finally:
         store.close()
 
 
-def _client(credentials: Any) -> Ec2Client:
-    from appliance.ec2_client import Ec2Client
+def _name_what_stays(config: Config) -> None:
+    from appliance import node_process
 
-    return Ec2Client(credentials)
+    process = node_process.find(config.run_dir)
+    if process:
+        what = f"The node (process {process.pid}) goes on"
+        click.echo(f"{what}; `{program_name()} demo down` removes it.", err=True)
 
 
 class _Demo:
     """The second half: an instance through the EC2 API."""
-
-    client: Ec2Client
 
     def __init__(
         self,
@@ -146,6 +160,7 @@ class _Demo:
         process: NodeProcess,
         store: Store,
         image_id: str,
+        client: Ec2Client,
         as_json: bool,
     ) -> None:
         self._report = report
@@ -154,26 +169,28 @@ class _Demo:
         self._process = process
         self._store = store
         self._image_id = image_id
+        self._client = client
         self._as_json = as_json
 
     def run(self) -> None:
         from appliance import demo as parts
 
         with self._report.step("prepare security group and key pair", self._process.log_path):
-            parts.ensure_rules(self.client)
-            fingerprint = parts.ensure_key_pair(self.client, self._files)
+            parts.ensure_rules(self._client)
+            fingerprint = parts.ensure_key_pair(self._client, self._files)
         with self._report.step("launch an instance", self._process.log_path):
             instance_id, is_new = self._ensure_instance(fingerprint)
         if not self._as_json:
             say("")
         address = self._wait_until_running(instance_id)
         self._report.say(f"wait until {instance_id} answers SSH at {address}")
-        look = f"`anynode console {instance_id}` and `anynode trace {instance_id}`"
+        program = program_name()
+        look = f"`{program} console {instance_id}` and `{program} trace {instance_id}`"
         with self._report.step("log in to the instance", look), self._spinner():
             parts.wait_for_ssh(
                 self._files,
                 address,
-                lambda: parts.check_running(self.client, instance_id),
+                lambda: parts.check_running(self._client, instance_id),
             )
         self._report.say("it answers")
         self._show(instance_id, address, is_new)
@@ -181,16 +198,16 @@ class _Demo:
     def _ensure_instance(self, fingerprint: str) -> tuple[str, bool]:
         from appliance import demo as parts
 
-        one = parts.find_instance(self.client, fingerprint)
+        one = parts.find_instance(self._client, fingerprint)
         if one is None:
             token = str(uuid.uuid4())
-            made = parts.launch_instance(self.client, self._image_id, fingerprint, token)
+            made = parts.launch_instance(self._client, self._image_id, fingerprint, token)
             self._report.say(f"launched {made}")
             return made, True
         instance_id, state = str(one["InstanceId"]), one["State"]["Name"]
         self._report.say(f"found {instance_id}, {state}")
         if state in ("stopping", "stopped"):
-            self.client.call("StartInstances", InstanceIds=[instance_id])
+            self._client.call("StartInstances", InstanceIds=[instance_id])
             self._report.say(f"started {instance_id} again")
         return instance_id, False
 
@@ -209,10 +226,8 @@ class _Demo:
         if line is None or line.state != "running" or not line.addresses:
             state = line.state if line else "gone"
             reason = (line.reason_message if line else "") or f"it is {state}"
-            raise Unavailable(
-                f"Could not launch {instance_id}: {reason}",
-                hint=f"Look at `anynode trace {instance_id}` and {self._process.log_path}.",
-            )
+            look = f"`{program_name()} trace {instance_id}` and {self._process.log_path}"
+            raise Unavailable(f"Could not launch {instance_id}: {reason}", hint=f"Look at {look}.")
         return line.addresses[0]
 
     @contextmanager
@@ -227,9 +242,10 @@ class _Demo:
     def _show(self, instance_id: str, address: str, is_new: bool) -> None:
         from appliance import demo as parts
 
-        lines = parts.last_lines(self.client.console(instance_id))
+        program = program_name()
+        lines = parts.last_lines(self._client.console(instance_id))
         command = shlex.join(parts.ssh_command(self._files, address))
-        endpoint = self.client.credentials.endpoint
+        endpoint = self._client.credentials.endpoint
         if self._as_json:
             print_json(
                 {
@@ -247,7 +263,7 @@ class _Demo:
             )
             return
         say("")
-        say(f"The last lines of its console (`anynode console {instance_id}` shows more):")
+        say(f"The last lines of its console (`{program} console {instance_id}` shows more):")
         for line in lines:
             say(f"  | {printable(line)}")
         say("")
@@ -255,9 +271,9 @@ class _Demo:
         say(f"Log in     {command}")
         say(f"EC2 API    {endpoint}")
         say(f"Use it     . {self._files.env} && aws ec2 describe-instances")
-        say(f"Timeline   anynode trace {instance_id}")
+        say(f"Timeline   {program} trace {instance_id}")
         say(f"Node       process {self._process.pid}, log {self._process.log_path}")
-        say("Stop it    make stop   (anynode demo down): removes the node and its instances")
+        say(f"Stop it    make stop, or {program} demo down: removes the node and its instances")
 
 
 @demo.command("down")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from appliance.model import Decision
 
 
-@click.command("explain")
+@click.command("explain", short_help="Show why an instance went where it did.")
 @click.argument("instance_id")
 @json_option
 @pass_access

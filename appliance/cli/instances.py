@@ -10,7 +10,7 @@ from appliance.cli.access import Access, pass_access
 from appliance.cli.output import json_option, print_json, print_table, span
 
 
-@click.command("instances")
+@click.command("instances", short_help="List the instances of all projects.")
 @click.option("--all", "with_terminated", is_flag=True, help="Terminated ones, too.")
 @json_option
 @pass_access

@@ -8,7 +8,7 @@ from appliance.cli.access import Access, pass_access
 from appliance.cli.output import json_option, moment, print_json, print_table, say
 
 
-@click.group()
+@click.group(short_help="Access keys, which sign EC2 calls.")
 def key() -> None:
     """Access keys, which sign EC2 calls (SSH keys are key pairs of the API)."""
 

@@ -7,9 +7,11 @@ console can command the terminal.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -137,6 +139,17 @@ def show(*renderables: object) -> None:
 def say(text: str) -> None:
     """Print a sentence."""
     click.echo(printable(text))
+
+
+def program_name() -> str:
+    """Return what to type to run this program again from this folder."""
+    called = Path(sys.argv[0])
+    if shutil.which("anynode") == str(called.absolute()) or called.name != "anynode":
+        return "anynode"
+    try:
+        return str(called.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called)
 
 
 def say_error(message: str, hint: str = "") -> None:

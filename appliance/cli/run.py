@@ -13,7 +13,7 @@ from appliance.cli.access import Access, pass_access
 from appliance.cli.output import say
 
 
-@click.command("run")
+@click.command("run", short_help="Run a node, here or in the background.")
 @click.option("--detach", is_flag=True, help="Start it in the background and wait until it is up.")
 @click.option(
     "--log-file",
@@ -40,7 +40,7 @@ def _start_in_background(access: Access) -> None:
         )
     process = node_process.start(access.config, access.config_path)
     say(f"The node is up (process {process.pid}){_endpoint_words(process.endpoint)}.")
-    say(f"Its log is {process.log_path}.")
+    say(f"Its log is {process.log_path}; `kill {process.pid}` stops it, its instances go on.")
 
 
 def _endpoint_words(endpoint: str) -> str:

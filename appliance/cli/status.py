@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from appliance.store.nodes import NodeStatus
 
 
-@click.command("status")
+@click.command("status", short_help="Say whether the node runs, and how it is.")
 @json_option
 @pass_access
 @click.pass_context

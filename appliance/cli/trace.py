@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from appliance.model import TimelineEntry
 
 
-@click.command("trace")
+@click.command("trace", short_help="Show every hop and step of an instance.")
 @click.argument("instance_id")
 @click.option("--follow", is_flag=True, help="Go on while the instance is on its way.")
 @json_option
