@@ -3,7 +3,8 @@
 Each class is one entry-point group. A plugin is a module, named by the entry point, with
 
 * ``api_versions``: the set of versions of this page that it understands,
-* ``Settings``: a ``msgspec.Struct`` with a default, a unit and a description per field (optional),
+* ``Settings``: a ``msgspec.Struct`` with a default, a unit and a description per field (optional);
+  what starts a daemon has a boolean ``start_daemon``, which is off where somebody only looks,
 * ``create(settings, context)``: returns the object whose ``@hookimpl`` methods are called,
 * ``withdraw(settings, context)``: ends what ``create`` has started on this machine, a daemon for
   example; called when the node is taken off it, after all instances and ports (optional).

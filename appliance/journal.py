@@ -94,3 +94,25 @@ class Journal:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+
+def read_journal(path: Path) -> dict[str, dict[str, bytes]]:
+    """Return the bodies in a journal by kind and key, without disturbing whoever has it open.
+
+    Empty where there is no journal.
+
+    :raises Unavailable: the file cannot be read.
+    """
+    if not path.exists():
+        return {}
+    found: dict[str, dict[str, bytes]] = {}
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        try:
+            for kind, key, body in connection.execute("SELECT kind, key, body FROM entries"):
+                found.setdefault(kind, {})[key] = body
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise Unavailable(f"Could not read the journal {path}: {error}.") from error
+    return found

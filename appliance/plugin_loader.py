@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from appliance.config import Config
 from appliance.hooks import Filters, Weights
 from appliance.hookspecs import Credentials, PluginContext
-from appliance.plugins import create, find, withdraw
+from appliance.plugins import create, find, settings_names, withdraw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,17 @@ def loader_of(config: Config, credentials: Credentials | None = None) -> PluginL
         settings=config.plugin_settings,
         credentials=credentials,
     )
+
+
+def quiet_loader_of(config: Config) -> PluginLoader:
+    """Return what makes plugins of a node that only look: their setting ``start_daemon`` is off."""
+
+    def settings(group: str, name: str) -> Mapping[str, Any]:
+        given = config.plugin_settings(group, name)
+        has_daemon = "start_daemon" in settings_names(find(group, name).load())
+        return {**given, "start_daemon": False} if has_daemon else given
+
+    return replace(loader_of(config), settings=settings)
 
 
 def used_names(config: Config, group: str) -> tuple[str, ...]:

@@ -114,6 +114,12 @@ def find(group: str, name: str) -> Installed:
     return named[0]
 
 
+def settings_names(module: ModuleType) -> list[str]:
+    """Return the names of a plugin's settings."""
+    struct = getattr(module, "Settings", NoSettings)
+    return [field.encode_name for field in msgspec.structs.fields(struct)]
+
+
 def read_settings(module: ModuleType, name: str, raw: Mapping[str, Any]) -> Any:
     """Return the plugin's own settings, checked against its ``Settings``.
 
@@ -124,7 +130,7 @@ def read_settings(module: ModuleType, name: str, raw: Mapping[str, Any]) -> Any:
     struct = getattr(module, "Settings", NoSettings)
     if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct)):
         raise PluginError(f"Settings of plugin {name!r} is no msgspec.Struct.")
-    known = [field.encode_name for field in msgspec.structs.fields(struct)]
+    known = settings_names(module)
     # Not left to the struct: one that forgot forbid_unknown_fields would let a typing error pass.
     unknown = [key for key in raw if key not in known]
     if unknown:

@@ -227,7 +227,7 @@ def _remove_folder(run: Teardown, folder: Path, names: frozenset[str]) -> None:
         return
     with run.trying(str(folder), f"look at it, then rm -r {folder}"):
         entries = sorted(folder.iterdir(), key=lambda path: (path.name in MARKS, path.name))
-        foreign = [path.name for path in entries if re.split("[.-]", path.name)[0] not in names]
+        foreign = [path.name for path in entries if _stem(path.name) not in names]
         if foreign:
             raise Conflict(f"It holds what no node has made: {', '.join(foreign)}.")
         for path in entries:
@@ -235,6 +235,11 @@ def _remove_folder(run: Teardown, folder: Path, names: frozenset[str]) -> None:
         if not (folder.is_mount() or folder.is_symlink()):
             folder.rmdir()
         run.note(str(folder))
+
+
+def _stem(name: str) -> str:
+    """Return a name up to its first dot or dash: that of the file that it lies beside."""
+    return re.split("[.-]", name.lstrip("."))[0]
 
 
 def _remove(path: Path) -> None:

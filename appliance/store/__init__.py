@@ -8,6 +8,7 @@ leaves this package.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -182,6 +183,8 @@ def _sqlite_engine(url: str) -> Engine:
     path = sqlite_path(url)
     if path and not path.parent.is_dir():
         raise Unavailable(f"There is no folder {path.parent} for the store.")
+    if path:
+        _make_private(path)
     engine = create_engine(
         url, connect_args={"check_same_thread": False, "timeout": 10}, pool_size=16, max_overflow=16
     )
@@ -203,6 +206,14 @@ def _sqlite_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _make_private(path: Path) -> None:
+    """Make a database that its owner alone may read; what SQLite puts beside it is likewise."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise Unavailable(f"Could not open the store {path}: {error.strerror}.") from error
 
 
 def _server_engine(url: str) -> Engine:

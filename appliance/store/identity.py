@@ -319,6 +319,14 @@ class StoreCredentials:
         return self._store.read(lambda tx: _credential(tx, self._seal, access_key_id))
 
 
+def open_secret(seal: Seal, access_key_id: str, sealed: bytes) -> str:
+    """Return the secret of an access key in clear.
+
+    :raises ConfigError: the key that sealed it is not in the file, or the value was altered.
+    """
+    return seal.open(sealed, f"{_PURPOSE}:{access_key_id}").decode()
+
+
 def _credential(tx: Transaction, seal: Seal, access_key_id: str) -> Credential | None:
     query = (
         select(
@@ -345,7 +353,7 @@ def _credential(tx: Transaction, seal: Seal, access_key_id: str) -> Credential |
     row = tx.execute(query).first()
     if row is None:
         return None
-    secret = seal.open(row.secret_sealed, f"{_PURPOSE}:{access_key_id}").decode()
+    secret = open_secret(seal, access_key_id, row.secret_sealed)
     identity = Identity(
         user_id=row.user_id,
         user_name=row.name,

@@ -147,6 +147,16 @@ def _confirm(tx: Transaction, question: GetPolicy) -> None:
         tx.execute(update(table).where(stale).values(**values))
 
 
+def whole(tx: Transaction, network_id: str, node_id: str) -> NetworkPolicy:
+    """Return all that a node must enforce of a network.
+
+    :raises NotFound: there is no such network.
+    """
+    revision = network_rows.revision(tx, network_id)
+    network = network_rows.find(tx, [network_id])[network_id]
+    return _whole(tx, network, revision, node_id)
+
+
 def _whole(tx: Transaction, network: NetworkSpec, revision: int, node_id: str) -> NetworkPolicy:
     here = _ports_on_node(tx, network.network_id, node_id, None)
     groups = _groups(tx, _with_sources(tx, {g for port in here for g in port.group_ids}))

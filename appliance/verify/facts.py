@@ -1,0 +1,195 @@
+"""What is on a node, from all who know something of it: gathered without changing anything."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from appliance.compute.record import HELD, REPORT, Held, OwedReport
+from appliance.config import Config
+from appliance.datapath.record import NETWORK, PORT, NetworkRecord, PortRecord
+from appliance.errors import AnynodeError, ConfigError
+from appliance.hooks import Compute, Driver, Firewall, Network
+from appliance.images.store import ImageStore, StoredFile
+from appliance.journal import read_journal
+from appliance.model import FirewallState, InstanceFact, NetworkState
+from appliance.plugin_loader import quiet_loader_of, used_names
+from appliance.store import Store, sqlite_path
+from appliance.store import facts as store_facts
+from appliance.store.facts import StoreFacts
+from appliance.world import World
+
+T = TypeVar("T")
+D = TypeVar("D", bound=Driver)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that is known. What could not be read is ``None`` or missing, and in ``unread``."""
+
+    now: float
+    node_id: str
+    is_running: bool
+    store: StoreFacts
+    held: Mapping[str, Held] = field(default_factory=dict)
+    owed: Mapping[str, OwedReport] = field(default_factory=dict)
+    ports: Mapping[str, PortRecord] = field(default_factory=dict)
+    networks: Mapping[str, NetworkRecord] = field(default_factory=dict)
+    hypervisor: Mapping[str, InstanceFact] | None = None
+    network_states: Mapping[str, NetworkState] = field(default_factory=dict)
+    firewall: FirewallState | None = None
+    directories: frozenset[str] = frozenset()
+    partial_files: tuple[Path, ...] = ()
+    image_files: tuple[StoredFile, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+def gather(config: Config) -> Facts:
+    """Look at everything once.
+
+    What may lag behind is read first and the store last, so that an instance that comes or goes
+    meanwhile is judged by the newest word on it.
+
+    :raises ConfigError: no node was ever set up here.
+    """
+    node_id = _node_id(config)
+    unread: dict[str, str] = {}
+
+    def read(what: str, work: Callable[[], T], otherwise: T) -> T:
+        try:
+            return work()
+        except (AnynodeError, OSError) as error:
+            unread[what] = str(error)
+            return otherwise
+
+    drivers = Drivers(config)
+    hypervisor = read("the hypervisor", drivers.instances, None)
+    states = {
+        name: state
+        for name in used_names(config, Network.group)
+        for state in [read(f"network type {name}", _state_of(drivers, name), None)]
+        if state is not None
+    }
+    firewall = read("the firewall", lambda: drivers.firewall().state(), None)
+    nothing: dict[str, dict[str, bytes]] = {}
+    compute = read(
+        "the compute journal", lambda: read_journal(config.state_dir / "compute.sqlite"), nothing
+    )
+    datapath = read(
+        "the datapath journal", lambda: read_journal(config.state_dir / "datapath.sqlite"), nothing
+    )
+    directories = _directories(config.state_dir / "instances")
+    return Facts(
+        node_id=node_id,
+        is_running=is_running(config),
+        held=_decoded(compute.get(HELD), Held),
+        owed=_decoded(compute.get(REPORT), OwedReport),
+        ports=_decoded(datapath.get(PORT), PortRecord),
+        networks=_decoded(datapath.get(NETWORK), NetworkRecord),
+        hypervisor=hypervisor,
+        network_states=states,
+        firewall=firewall,
+        directories=frozenset(path.name for path in directories),
+        partial_files=tuple(file for path in directories for file in path.glob(".*.partial")),
+        image_files=read("the image store", lambda: _image_files(config), ()),
+        unread=unread,
+        store=read_store(config, store_facts.read),
+        now=time.time(),
+    )
+
+
+def _state_of(drivers: Drivers, name: str) -> Callable[[], NetworkState | None]:
+    return lambda: drivers.network(name).list()
+
+
+def read_store(config: Config, work: Callable[..., T]) -> T:
+    """Read the store of a node, whether the node runs or not.
+
+    :raises ConfigError: there is no store.
+    """
+    store = open_store(config)
+    try:
+        return store.read(work)
+    finally:
+        store.close()
+
+
+def open_store(config: Config) -> Store:
+    """Open the store of a node; never makes one.
+
+    :raises ConfigError: there is no store.
+    """
+    path = sqlite_path(config.store_url)
+    if path and not path.exists():
+        raise ConfigError(f"There is no store {path}.", hint="`anynode run` makes one.")
+    return Store(config.store_url, World())
+
+
+def is_running(config: Config) -> bool:
+    """Say whether a node's process holds these folders; asks the kernel, not the lock itself."""
+    try:
+        status = (config.run_dir / "node.lock").stat()
+    except FileNotFoundError:
+        return False
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    wanted = f"{device}:{status.st_ino}"
+    lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    return any(wanted in line.split() and "->" not in line for line in lines)
+
+
+def _node_id(config: Config) -> str:
+    try:
+        return (config.state_dir / "node_id").read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"Could not read {config.state_dir / 'node_id'}: {error.strerror}.",
+            hint="Run it on a node, as root.",
+        ) from error
+
+
+def _decoded(bodies: Mapping[str, bytes] | None, form: type[T]) -> dict[str, T]:
+    return {key: msgspec.json.decode(body, type=form) for key, body in (bodies or {}).items()}
+
+
+def _directories(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _image_files(config: Config) -> tuple[StoredFile, ...]:
+    if not config.images_dir.is_dir():
+        return ()
+    return ImageStore(config.images_dir, group=config.images.group).list()
+
+
+class Drivers:
+    """The plugins of a node, made so that they only look."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._loader = quiet_loader_of(config)
+
+    def make(self, driver: type[D], name: str) -> D:
+        """Make one plugin."""
+        return driver(name, self._loader.create(driver.group, name))
+
+    def compute(self) -> Compute:
+        """Return the hypervisor."""
+        return self.make(Compute, self._config.compute.driver)
+
+    def instances(self) -> Mapping[str, InstanceFact] | None:
+        """Return what the hypervisor has of ours."""
+        return {fact.instance_id: fact for fact in self.compute().list()}
+
+    def network(self, name: str) -> Network:
+        """Return the driver of a network type."""
+        return self.make(Network, name)
+
+    def firewall(self) -> Firewall:
+        """Return the firewall."""
+        return self.make(Firewall, self._config.firewall.driver)
