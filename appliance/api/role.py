@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 
 from appliance import seal
@@ -34,6 +35,9 @@ class ApiRole:
         server = make_server(parts)
 
         def start() -> None:
+            # What lives as long as the process need not be walked while a reply is made.
+            gc.collect()
+            gc.freeze()
             server.open()
             log.info("EC2 is on http://%s:%d", parts.config.api.address, server.port)
 

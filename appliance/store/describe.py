@@ -39,7 +39,7 @@ TOKEN_OF_SIGNATURE = "signed:"  # noqa: S105 - it names a kind of token
 """What a client token begins with that was made from a signature, and is nobody's to see."""
 
 
-class PortView(Struct, kw_only=True):
+class PortView(Struct, kw_only=True, gc=False):
     """A network card with its addresses and groups, the latter as (id, name)."""
 
     port_id: str
@@ -53,7 +53,7 @@ class PortView(Struct, kw_only=True):
     groups: list[tuple[str, str]]
 
 
-class DiskView(Struct, kw_only=True):
+class DiskView(Struct, kw_only=True, gc=False):
     """A disk."""
 
     volume_id: str
@@ -61,7 +61,7 @@ class DiskView(Struct, kw_only=True):
     delete_on_termination: bool
 
 
-class InstanceView(Struct, kw_only=True):
+class InstanceView(Struct, kw_only=True, gc=False):
     """An instance with everything that belongs to it."""
 
     instance_id: str

@@ -136,7 +136,7 @@ def _like(pieces: Iterable[tuple[str, str]]) -> str:
 def _span(value: str) -> tuple[float, float] | None:
     """Return the seconds that a time, or the beginning of one, stands for."""
     is_open = value.endswith("*")
-    found = _PARTIAL_TIME.fullmatch(value.rstrip("*").removesuffix("Z"))
+    found = _PARTIAL_TIME.fullmatch(value.rstrip("*").removesuffix("Z").rstrip("-T:."))
     if found is None or (not is_open and found[6] is None):
         return None
     given = [part for part in found.groups() if part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,13 +30,23 @@ from appliance.store import Store, identity, images, instances, migrations, quot
 from appliance.store import setup as store_setup
 from appliance.store.images import Image, NewImage
 from appliance.store.nodes import Node
-from appliance.world import World
+from appliance.world import SystemClock, World
 
 T = TypeVar("T")
 GIB = 1 << 30
 IDLE_LANES = 1
 
 _session = boto3.session.Session()  # it keeps the model, which is slow to load
+
+
+class MovableClock(SystemClock):
+    """The machine's clock, moved by ``offset_s`` seconds."""
+
+    def __init__(self) -> None:
+        self.offset_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.offset_s
 
 
 class RecordingBus:
@@ -93,7 +104,8 @@ class Front:
         )
         self.config.state_dir.mkdir(exist_ok=True)
         self.config.run_dir.mkdir(exist_ok=True)
-        self.world = World()
+        self.clock = MovableClock()
+        self.world = World(clock=self.clock)
         self.store = Store(self.config.store_url, self.world)
         migrations.upgrade(self.store)
         node = Node(node_id="node-1", name="n1", zone="local-1a", roles=("api",))
@@ -238,7 +250,7 @@ class Front:
         """Return how much of a resource a project uses."""
         project_id = (keys or self.keys).project_id
         return next(
-            row.used
+            int(row.used)
             for row in self.rows(schema.quotas)
             if row.project_id == project_id and row.resource == resource
         )
@@ -275,3 +287,10 @@ def error_of(action: Callable[..., Any], **params: Any) -> dict[str, str]:
         found = error.response["Error"]
         return {"Code": found["Code"], "Message": found["Message"]}
     raise AssertionError(f"It was not refused: {reply}")
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from appliance.api.ec2 import errors
@@ -17,20 +18,23 @@ from appliance.api.ec2.paging import (
     place_of,
     tag_set,
 )
+from appliance.api.ec2.protocol.serializer import Constant
 from appliance.model import InstanceState
 from appliance.store import Transaction, describe
 from appliance.store.describe import STATE_CODES, DiskView, InstanceView, PortView
 
-_STATES = {name: {"Code": code, "Name": str(name)} for name, code in STATE_CODES.items()}
-_DISABLED = {"State": "disabled"}
-_NOT_CONFIGURED = {"Configured": False}
-_NOT_ENABLED = {"Enabled": False}
-_NAME_OPTIONS = {
-    "HostnameType": "ip-name",
-    "EnableResourceNameDnsARecord": False,
-    "EnableResourceNameDnsAAAARecord": False,
-}
-_MAINTENANCE = {"AutoRecovery": "disabled", "RebootMigration": "disabled"}
+_STATES = {name: Constant({"Code": code, "Name": str(name)}) for name, code in STATE_CODES.items()}
+_DISABLED = Constant({"State": "disabled"})
+_NOT_CONFIGURED = Constant({"Configured": False})
+_NOT_ENABLED = Constant({"Enabled": False})
+_NAME_OPTIONS = Constant(
+    {
+        "HostnameType": "ip-name",
+        "EnableResourceNameDnsARecord": False,
+        "EnableResourceNameDnsAAAARecord": False,
+    }
+)
+_MAINTENANCE = Constant({"AutoRecovery": "disabled", "RebootMigration": "disabled"})
 
 
 def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -105,11 +109,7 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
         "ProductCodes": [],
         "InstanceType": view.instance_type,
         "LaunchTime": launched_at,
-        "Placement": {
-            "AvailabilityZone": view.zone or default_zone,
-            "GroupName": "",
-            "Tenancy": "default",
-        },
+        "Placement": _placement(view.zone or default_zone),
         "KernelId": view.kernel_id,
         "RamdiskId": view.ramdisk_id,
         "Monitoring": _DISABLED,
@@ -129,8 +129,11 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
         "EnaSupport": False,
         "HibernationOptions": _NOT_CONFIGURED,
         "EnclaveOptions": _NOT_ENABLED,
-        "CpuOptions": {"CoreCount": view.vcpus, "ThreadsPerCore": 1},
-        "MetadataOptions": _metadata_options(view),
+        "CpuOptions": _cpu_options(view.vcpus),
+        "MetadataOptions": _metadata_options(
+            view.attributes.get("http_tokens", "optional"),
+            view.attributes.get("http_put_response_hop_limit", 1),
+        ),
         "MaintenanceOptions": _MAINTENANCE,
         "PrivateDnsNameOptions": _NAME_OPTIONS,
         "PlatformDetails": "Linux/UNIX",
@@ -142,7 +145,9 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
         shown["StateReason"] = {"Code": view.reason_code, "Message": view.reason_message}
     if view.ports and view.state != InstanceState.TERMINATED:
         first = view.ports[0]
-        shown["NetworkInterfaces"] = [_interface(port, view.project_id) for port in view.ports]
+        shown["NetworkInterfaces"] = [
+            _interface(port, view.project_id, launched_at) for port in view.ports
+        ]
         shown["SecurityGroups"] = _groups(first)
         shown["SubnetId"] = first.network_id
         shown["VpcId"] = first.vpc_id
@@ -163,8 +168,24 @@ def _disk(disk: DiskView, attached_at: datetime) -> dict[str, Any]:
     }
 
 
-def _groups(port: PortView) -> list[dict[str, str]]:
-    return [{"GroupId": group_id, "GroupName": name} for group_id, name in port.groups]
+def _groups(port: PortView) -> list[Constant]:
+    return [_group(group_id, name) for group_id, name in port.groups]
+
+
+# Few different ones occur in a list of many instances.
+@lru_cache(maxsize=1024)
+def _group(group_id: str, name: str) -> Constant:
+    return Constant({"GroupId": group_id, "GroupName": name})
+
+
+@lru_cache(maxsize=64)
+def _placement(zone: str) -> Constant:
+    return Constant({"AvailabilityZone": zone, "GroupName": "", "Tenancy": "default"})
+
+
+@lru_cache(maxsize=64)
+def _cpu_options(vcpus: int) -> Constant:
+    return Constant({"CoreCount": vcpus, "ThreadsPerCore": 1})
 
 
 def _dns_name(port: PortView) -> str:
@@ -173,7 +194,7 @@ def _dns_name(port: PortView) -> str:
     return f"ip-{port.addresses[0].replace('.', '-')}.{port.domain}"
 
 
-def _interface(port: PortView, owner_id: str) -> dict[str, Any]:
+def _interface(port: PortView, owner_id: str, attached_at: datetime) -> dict[str, Any]:
     name = _dns_name(port)
     return {
         "NetworkInterfaceId": port.port_id,
@@ -198,19 +219,21 @@ def _interface(port: PortView, owner_id: str) -> dict[str, Any]:
             "DeviceIndex": port.device_index,
             "NetworkCardIndex": 0,
             "Status": "attached",
-            "AttachTime": moment(port.created_at),
+            "AttachTime": attached_at,
             "DeleteOnTermination": True,
         },
     }
 
 
-def _metadata_options(view: InstanceView) -> dict[str, Any]:
-    chosen = view.attributes
-    return {
-        "State": "applied",
-        "HttpTokens": chosen.get("http_tokens", "optional"),
-        "HttpPutResponseHopLimit": chosen.get("http_put_response_hop_limit", 1),
-        "HttpEndpoint": "enabled",
-        "HttpProtocolIpv6": "disabled",
-        "InstanceMetadataTags": "disabled",
-    }
+@lru_cache(maxsize=128)
+def _metadata_options(tokens: str, hop_limit: int) -> Constant:
+    return Constant(
+        {
+            "State": "applied",
+            "HttpTokens": tokens,
+            "HttpPutResponseHopLimit": hop_limit,
+            "HttpEndpoint": "enabled",
+            "HttpProtocolIpv6": "disabled",
+            "InstanceMetadataTags": "disabled",
+        }
+    )

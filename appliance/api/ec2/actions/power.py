@@ -84,14 +84,18 @@ def reboot_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Have running instances boot anew; a terminated one is left alone, as EC2 does."""
     ids = _ids(params)
 
-    def change(tx: Transaction) -> None:
+    def running(tx: Transaction) -> list[str]:
         found = _all(tx, call, ids)
         _check_states(found, [RUNNING, TERMINATED], "rebooted")
-        running = [each.instance_id for each in found.values() if each.state is RUNNING]
-        wishes.reboot(tx, running, call.request_id)
+        return [each for each in ids if found[each].state is RUNNING]
+
+    def change(tx: Transaction) -> list[str]:
+        chosen = running(tx)
+        wishes.reboot(tx, chosen, call.request_id)
+        return chosen
 
     # A client that sends the same request again within its second asks for one reboot, not two.
-    call.change(change, " ".join(ids), when_repeated=lambda tx: None)
+    call.change(change, " ".join(ids), when_repeated=running)
     return {}
 
 

@@ -6,6 +6,7 @@ import math
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from appliance.api.ec2.protocol.model import API_VERSION, ServiceModel, Shape
@@ -17,6 +18,16 @@ _RETURN_BESIDE_OUTPUT = frozenset({"AssociateAddress", "CreateSecurityGroup"})
 _PLANS_PER_SHAPE = 256
 
 Writer = Callable[[Any], str]
+
+
+class Constant(dict[str, Any]):
+    """A structure that is the same in many places and is never changed: its XML is made once."""
+
+    __slots__ = ("xml",)
+
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        super().__init__(members)
+        self.xml: dict[str, str] = {}
 
 
 class ReplySerializer:
@@ -114,6 +125,10 @@ def _structure_writer(name: str, members: Mapping[str, tuple[str, Writer]]) -> W
         return plan
 
     def write(value: Mapping[str, Any]) -> str:
+        if type(value) is Constant:
+            if name not in value.xml:
+                value.xml[name] = write(dict(value))
+            return value.xml[name]
         present = tuple(value)
         plan = plans.get(present)
         if plan is None:
@@ -131,7 +146,7 @@ def _structure_writer(name: str, members: Mapping[str, tuple[str, Writer]]) -> W
 
 def _list_writer(name: str, writer: Writer) -> Writer:
     def write(value: Sequence[Any]) -> str:
-        if isinstance(value, (str, bytes, Mapping)):
+        if type(value) is not list and isinstance(value, (str, bytes, Mapping)):
             raise TypeError(f"{name} is a list in EC2's model, not {value!r:.100}.")
         return "".join([f"<item>{writer(item)}</item>" for item in value])
 
@@ -166,8 +181,14 @@ def _write_number(value: object) -> str:
 
 def _write_timestamp(value: object) -> str:
     if isinstance(value, datetime) and value.tzinfo is not None:
-        return value.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
+        return _timestamp(value)
     raise TypeError(f"A time with its zone is needed, not {value!r:.100}.")
+
+
+# What was made together bears the same time, often a thousand times in one reply.
+@lru_cache(maxsize=1024)
+def _timestamp(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
 def _write_blob(value: object) -> str:

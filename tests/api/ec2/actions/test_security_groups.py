@@ -163,7 +163,7 @@ def test_ports_types_and_codes(ec2: Any, web: str, sent: Any, stored: Any) -> No
     ],
 )
 def test_a_range_has_one_form(ec2: Any, web: str, sent: str, stored: str) -> None:
-    field = (
+    field: Any = (
         {"Ipv6Ranges": [{"CidrIpv6": sent}]} if ":" in sent else {"IpRanges": [{"CidrIp": sent}]}
     )
     ec2.authorize_security_group_ingress(GroupId=web, IpPermissions=[permission(**field)])

@@ -1,0 +1,94 @@
+"""Filters on both kinds of patterns: what SQL says is what EC2's own rules say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import insert, select
+
+from appliance.api.ec2.matching import matches as matches_in_memory
+from appliance.errors import InputError
+from appliance.store import Store, Transaction, filters
+from appliance.store.filters import Filter
+from appliance.store.schema import cluster, metadata
+from appliance.world import World
+
+ALPHABET = "aA*?\\[]%_^-.é'\n"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(f"sqlite:///{tmp_path_factory.mktemp('s') / 'store.sqlite'}", World())
+    metadata.create_all(made.engine)
+    return made
+
+
+def fits(pattern: str, text: str) -> bool:
+    """Say by EC2's rules whether a text fits: written anew, so that two must agree."""
+    expression = ""
+    position = 0
+    while position < len(pattern):
+        char = pattern[position]
+        if char == "\\" and position + 1 < len(pattern):
+            position += 1
+            expression += re.escape(pattern[position])
+        else:
+            expression += {"*": "[\\s\\S]*", "?": "[\\s\\S]"}.get(char, re.escape(char))
+        position += 1
+    return re.fullmatch(expression, text) is not None
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(pattern=st.text(ALPHABET, max_size=8), text=st.text(ALPHABET, max_size=8))
+def test_the_store_memory_and_the_rule_agree(store: Store, pattern: str, text: str) -> None:
+    def ask(tx: Transaction) -> bool:
+        tx.execute(cluster.delete())
+        tx.execute(insert(cluster).values(key="k", value=text))
+        query = select(cluster.c.key).where(filters.matches(tx, cluster.c.value, [pattern]))
+        return tx.execute(query).first() is not None
+
+    expected = fits(pattern, text)
+    assert store.transaction(ask) is expected
+    assert matches_in_memory([Filter("x", [pattern])], {"x": [text]}) is expected
+
+
+def test_no_value_fits_nothing(store: Store) -> None:
+    def ask(tx: Transaction) -> object:
+        tx.execute(cluster.delete())
+        tx.execute(insert(cluster).values(key="k", value="v"))
+        return tx.execute(select(cluster).where(filters.matches(tx, cluster.c.value, []))).first()
+
+    assert store.transaction(ask) is None
+
+
+def test_an_unknown_filter_is_named_in_ec2s_words(store: Store) -> None:
+    with pytest.raises(InputError, match="The filter 'x' is invalid") as caught:
+        store.read(lambda tx: filters.conditions(tx, {}, [Filter("x", ["y"])]))
+    assert caught.value.exact_code == "InvalidParameterValue"
+
+
+@pytest.mark.parametrize(
+    ("value", "inside", "outside"),
+    [
+        ("2026-01-02T03:04:05Z", 1767323045.5, 1767323046.0),
+        ("2026-01-02T03:04:05.250Z", 1767323045.25, 1767323045.26),
+        ("2026-01-02T03:04*", 1767323099.0, 1767323100.0),
+        ("2026-01-02T*", 1767312000.0, 1767398400.0),
+        ("2026-01-*", 1767312000.0, 1767225599.0),
+        ("2026*", 1767225600.0, 1767225599.0),
+    ],
+)
+def test_times(value: str, inside: float, outside: float) -> None:
+    low, high = filters._span(value) or (0.0, 0.0)
+    assert low <= inside < high
+    assert not low <= outside < high
+
+
+@pytest.mark.parametrize("value", ["", "*", "x", "2026-13-01T00:00:00Z", "2026-01-02", "9" * 50])
+def test_what_is_no_time_fits_nothing(value: str) -> None:
+    assert filters._span(value) is None
