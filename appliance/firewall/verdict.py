@@ -154,9 +154,7 @@ def _is_configuring(own: frozenset[IPAddress], packet: Packet) -> bool:
 
 
 def _is_from_dhcp_server(packet: Packet) -> bool:
-    if packet.ether_type == ETHER_IPV4:
-        return packet.source_port == 67 or packet.destination_port == 68
-    return packet.source_port == 547 or packet.destination_port == 546
+    return packet.source_port in (67, 547) or packet.destination_port in (68, 546)
 
 
 def _is_dhcp_reply(packet: Packet) -> bool:

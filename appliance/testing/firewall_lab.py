@@ -1,7 +1,8 @@
 """A node on a bench for firewalls: bridges, taps held open, a port to the world beyond.
 
 Writing to a tap is what its instance sends and reading is what it receives. The kernel carries a
-written frame to its end before the write returns, so nothing here waits.
+written frame to its end before the write returns, except when it is so busy that a thread of its
+own has to: what must arrive is waited for, what must not is looked for once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ from appliance.testing.namespaces import Namespace, open_tap, set_up
 _SYSCTL = Path("/proc/sys/net")
 _SIOCGIFHWADDR = 0x8927
 _READ_BYTES = 65600
+_TAG = b"anynode-tag"
 
 
 class FirewallLab:
@@ -95,25 +98,32 @@ class FirewallLab:
                 frames.append(os.read(self._taps[tap], _READ_BYTES))
         return frames
 
-    def passes(self, network: NetworkSpec, packet: Packet, tag: bytes = b"anynode-tag") -> bool:
+    def passes(self, network: NetworkSpec, packet: Packet, *, wait_s: float = 0.0) -> bool:
         """Send a packet from its source and say whether it comes out at its destination.
 
-        Addresses of the packet decide how the node is asked: what the node itself sends goes
-        through its own stack, and what it receives is looked for behind its filters.
+        What the node itself sends goes through its own stack, and what it receives is looked for
+        behind its filters.
+
+        :param wait_s: how long to wait for a packet that is expected to come.
         """
         end = self._name(network, packet.destination)
-        if end != NODE:
-            self.received(end)
         sniffer = self._sniffer(packet) if end == NODE else None
-        frames = encode(packet, tag)
+        self._come_out(end, sniffer)
+        frames = encode(packet, _TAG)
         if packet.source == NODE:
             self.namespace.call(_send_from_node, network.bridge, frames)
         else:
             for frame in frames:
                 self.send(self._name(network, packet.source), frame)
-        if sniffer:
-            return any(_is_seen(packet, tag, one) for one in _drain(sniffer))
-        return any(_is_seen(packet, tag, frame) for frame in self.received(end))
+        until = time.monotonic() + wait_s
+        while not any(_is_seen(packet, one) for one in self._come_out(end, sniffer)):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def _come_out(self, end: str, sniffer: socket.socket | None) -> list[bytes]:
+        return _drain(sniffer) if sniffer else self.received(end)
 
     def _name(self, network: NetworkSpec, side: str) -> str:
         return uplink_name(network) if side == UPLINK else side
@@ -140,13 +150,14 @@ def uplink_name(network: NetworkSpec) -> str:
     return f"up-{network.bridge}"[:15]
 
 
-def _is_seen(packet: Packet, tag: bytes, content: bytes) -> bool:
+def _is_seen(packet: Packet, content: bytes) -> bool:
     """Return whether a frame or datagram is the packet: by its tag, where it could carry one."""
     if packet.arp is not None:
         return content[12:14] == b"\x08\x06" and content[:12] == _head(packet)
     if packet.nd_target:
         return encode(packet)[0][-24:] == content[-24:]
-    return tag in content
+    # The first bytes may have travelled in another fragment.
+    return _TAG[4:] in content
 
 
 def _head(packet: Packet) -> bytes:

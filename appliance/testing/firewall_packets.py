@@ -30,6 +30,7 @@ from appliance.model import NetworkPolicy, NetworkSpec
 from appliance.testing.firewall import BAD_RULES, allow, make_group, make_network, make_port
 from appliance.testing.firewall_lab import FirewallLab
 
+_PATIENCE_S = 5.0
 UPLINK_MAC = "0a:00:00:00:00:aa"
 STRANGER, STRANGER6 = "10.64.1.200", "fd00:1::c8"
 ALL_NODES_MAC, ALL_NODES = "33:33:00:00:00:01", "ff02::1"
@@ -98,13 +99,17 @@ class Bench:
         """Assert that model and plugin both let a packet through, or both do not."""
         judged = verdict([self.policy], packet)
         assert judged.is_allowed == passes, f"{what}: the model says: {judged.why}"
-        assert self.lab.passes(self.network, packet) == passes, f"{what}: {judged.why}"
+        assert self.does_pass(packet, wanted=passes) == passes, f"{what}: {judged.why}"
+
+    def does_pass(self, packet: Packet, *, wanted: bool = True) -> bool:
+        """Send a packet and say whether it comes out; one that is wanted is waited for."""
+        return self.lab.passes(self.network, packet, wait_s=_PATIENCE_S if wanted else 0.0)
 
 
 def arp(bench: Bench, **changes: Any) -> Packet:
     """Return an ARP request of ``a`` for ``b``; ``ether_`` changes go to the frame."""
     frame = {key: changes.pop(key) for key in list(changes) if key.startswith("ether_")}
-    message = {
+    message: dict[str, Any] = {
         "operation": 1,
         "sender_mac": bench.a.mac,
         "sender_ip": bench.a.addresses[0],
@@ -342,41 +347,41 @@ class FirewallPacketContract:
         bench.sync(allow(UDP, 7, 9, peer="0.0.0.0/0"), allow(TCP, 22, 22, peer="0.0.0.0/0"))
         kept, cut = bench.packet(destination_port=9), bench.packet(destination_port=7)
         for packet in (kept, cut):
-            assert bench.lab.passes(bench.network, packet)
-            assert bench.lab.passes(bench.network, answer_to(packet)), "an answer passes"
+            assert bench.does_pass(packet)
+            assert bench.does_pass(answer_to(packet)), "an answer passes"
         group_a, group_b = bench.policy.groups
         narrower = make_group("sg-b", [allow(UDP, 9, 9, peer="0.0.0.0/0")], group_b.members)
         bench.update(groups=(group_a, narrower))
         for packet in (cut, answer_to(cut)):
-            assert not bench.lab.passes(bench.network, packet), "the flow is cut in both directions"
+            assert not bench.does_pass(packet, wanted=False), "the flow is cut in both directions"
         for packet in (kept, answer_to(kept)):
-            assert bench.lab.passes(bench.network, packet), "a flow that is allowed goes on"
+            assert bench.does_pass(packet), "a flow that is allowed goes on"
 
     def test_a_member_that_leaves_is_cut(self, bench: Bench) -> None:
         bench.sync(allow(peer="sg-a"))
         packet = bench.packet()
-        assert bench.lab.passes(bench.network, packet)
+        assert bench.does_pass(packet)
         group_a, group_b = bench.policy.groups
         bench.update(groups=(msgspec.structs.replace(group_a, members=()), group_b))
-        assert not bench.lab.passes(bench.network, packet)
-        assert not bench.lab.passes(bench.network, answer_to(packet))
+        assert not bench.does_pass(packet, wanted=False)
+        assert not bench.does_pass(answer_to(packet), wanted=False)
 
     def test_a_sync_cuts_too(self, bench: Bench) -> None:
         bench.sync(allow(UDP, 7, 7, peer="0.0.0.0/0"))
         packet = bench.packet()
-        assert bench.lab.passes(bench.network, packet)
+        assert bench.does_pass(packet)
         bench.sync()
-        assert not bench.lab.passes(bench.network, packet)
-        assert not bench.lab.passes(bench.network, answer_to(packet))
+        assert not bench.does_pass(packet, wanted=False)
+        assert not bench.does_pass(answer_to(packet), wanted=False)
 
     def test_an_address_that_moves_takes_no_flow_along(self, bench: Bench) -> None:
         bench.sync(allow(UDP, 7, 7, peer="0.0.0.0/0"))
         packet = bench.packet()
-        assert bench.lab.passes(bench.network, packet)
+        assert bench.does_pass(packet)
         closed = msgspec.structs.replace(bench.b, group_ids=("sg-a",))
         bench.update(ports=(bench.a,))
         bench.update(ports=(bench.a, closed))
-        assert not bench.lab.passes(bench.network, packet)
+        assert not bench.does_pass(packet, wanted=False)
 
     def test_nothing_blinks_while_rules_change(self, bench: Bench) -> None:
         bench.sync(allow(UDP, 7, 7, peer="0.0.0.0/0"))
@@ -396,7 +401,7 @@ class FirewallPacketContract:
         while not done.is_set() or sent < 100:
             packet = bench.packet()
             sent += 1
-            if not bench.lab.passes(bench.network, packet):
+            if not bench.does_pass(packet):
                 lost.append(packet)
             assert sent < 30000
         changing.join()
@@ -408,7 +413,7 @@ class FirewallPacketContract:
         bench.lab.add_ports(bench.network, [stray])
         address = {"ip_src": stray.addresses[0], "ether_src": stray.mac, "source": stray.tap}
         bench.check(bench.packet(**address), passes=False)
-        assert not bench.lab.passes(bench.network, arp(bench, ether_src=stray.mac))
+        assert not bench.does_pass(arp(bench, ether_src=stray.mac), wanted=False)
         for destination in (UPLINK, NODE):
             mac = UPLINK_MAC if destination == UPLINK else bench.lab.gateway_mac(bench.network)
             end = STRANGER if destination == UPLINK else bench.network.gateway
@@ -425,11 +430,11 @@ class FirewallPacketContract:
         other = Bench(bench.lab, msgspec.structs.replace(twin, cidr6=bench.network.cidr6))
         other.sync(of_a=())
         packet = bench.packet()
-        assert bench.lab.passes(bench.network, packet)
+        assert bench.does_pass(packet)
         same = other.packet(source_port=packet.source_port)
         other.check(same, passes=False, what="no rule of the second network allows it")
         other.check(answer_to(same), passes=False, what="nor is it an answer there")
-        assert bench.lab.passes(bench.network, answer_to(packet)), "the first flow is untouched"
+        assert bench.does_pass(answer_to(packet)), "the first flow is untouched"
 
 
 def answer_to(packet: Packet) -> Packet:

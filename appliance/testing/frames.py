@@ -56,7 +56,7 @@ def _arp(arp: Arp) -> bytes:
 def checksum(content: bytes) -> int:
     """Return the Internet checksum."""
     content += bytes(len(content) % 2)
-    total = sum(struct.unpack(f">{len(content) // 2}H", content))
+    total: int = sum(struct.unpack(f">{len(content) // 2}H", content))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -26,46 +26,54 @@ BRIDGE_SETS = {
     "nd_targets": "typeof iifname . @th,64,128",
 }
 
-NETWORK_MAPS = ("zones", "egress", "ingress", "bridged", "input", "output")
+NETWORK_MAPS = {
+    "zones": "goto",
+    "egress": "goto",
+    "ingress": "goto",
+    "bridged": "jump",
+    "input": "goto",
+    "output": "goto",
+}
 """Verdict maps from a bridge to the chain of its network, one for each place that asks."""
 
 MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
 _SOLICIT = "ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit"
 _ARP_PROBE = "arp operation request arp saddr ip 0.0.0.0"
-_GUARDED = 'iifname "an*" iifname @tap_names drop'
+_STATE_KNOWN = "ct state established,related accept"
+_UNKNOWN_FROM = 'iifname "an*" iifname @tap_names drop'
+_UNKNOWN_TO = 'oifname "an*" oifname != @networks oifname @tap_names drop'
 
 _BRIDGE_CHAINS: dict[str, tuple[str, ...]] = {
     "prerouting": (
         "type filter hook prerouting priority -300; policy accept;",
+        "ether type ip iifname . ether saddr . ip saddr @own4 accept",
+        "ether type ip6 iifname . ether saddr . ip6 saddr @own6 accept",
         "iifname @taps goto from-tap",
-        _GUARDED,
-    ),
-    "reassembled": (
-        "type filter hook prerouting priority 10; policy accept;",
-        "meta l4proto != { icmp, udp, ipv6-icmp } accept",
-        "iifname @taps goto whole-from-tap",
+        _UNKNOWN_FROM,
     ),
     "input": (
-        "type filter hook input priority -300; policy accept;",
+        "type filter hook input priority 0; policy accept;",
         "ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f iifname @taps drop",
-        _GUARDED.replace("drop", "iifname != @taps drop"),
+        'iifname "an*" iifname != @taps iifname @tap_names drop',
+        "meta l4proto != tcp jump whole-from-tap",
     ),
-    "proven": (
+    "forward": (
         "type filter hook forward priority 10; policy accept;",
+        "meta l4proto != tcp jump whole-from-tap",
         f"meta priority {PROOF} meta priority set none accept",
         "ether type { ip, ip6 } iifname @taps drop",
         "ether type { ip, ip6 } oifname @taps drop",
     ),
     "postrouting": (
         "type filter hook postrouting priority -300; policy accept;",
+        "ether type ip oifname . ether daddr . ip daddr @own4 accept",
+        "ether type ip6 oifname . ether daddr . ip6 daddr @own6 accept",
         "oifname @taps goto to-tap",
-        _GUARDED.replace("iifname", "oifname"),
+        _UNKNOWN_FROM.replace("iifname", "oifname"),
     ),
     "from-tap": (
         "",
         "ether type != { ip, ip6, arp } drop",
-        "iifname . ether saddr . ip saddr @own4 accept",
-        "iifname . ether saddr . ip6 saddr @own6 accept",
         "iifname . ether saddr != @mac drop",
         "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
         f"ip6 saddr :: icmpv6 type {MULTICAST_REPORTS} accept",
@@ -81,21 +89,18 @@ _BRIDGE_CHAINS: dict[str, tuple[str, ...]] = {
         f"{_ARP_PROBE} iifname . ether saddr . arp daddr ip @own4 accept",
         "drop",
     ),
+    # What only a whole packet shows: forward and input see fragments put together.
     "whole-from-tap": (
         "",
-        "meta protocol ip udp sport 67 drop",
-        "meta protocol ip udp dport 68 drop",
-        "meta protocol ip6 udp sport 547 drop",
-        "meta protocol ip6 udp dport 546 drop",
-        "icmp type redirect drop",
-        "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } drop",
-        "icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @nd_targets drop",
+        "udp sport { 67, 547 } iifname @taps drop",
+        "udp dport { 68, 546 } iifname @taps drop",
+        "icmp type redirect iifname @taps drop",
+        "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } iifname @taps drop",
+        "icmpv6 type nd-neighbor-advert iifname @taps iifname . @th,64,128 != @nd_targets drop",
     ),
     "to-tap": (
         "",
         "ether type != { ip, ip6, arp } drop",
-        "oifname . ether daddr . ip daddr @own4 accept",
-        "oifname . ether daddr . ip6 daddr @own6 accept",
         "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 oifname . ether daddr != @mac drop",
         "arp htype 1 arp ptype ip arp hlen 6 arp plen 4 oifname . arp daddr ip @arp_targets accept",
         "ip daddr 255.255.255.255 udp sport 67 udp dport 68 accept",
@@ -112,31 +117,30 @@ _INET_CHAINS: dict[str, tuple[str, ...]] = {
     "prerouting": (
         "type filter hook prerouting priority -300; policy accept;",
         "iifname vmap @zones",
-        _GUARDED,
+        _UNKNOWN_FROM,
     ),
     "egress": (
         "type filter hook forward priority -20; policy accept;",
+        _STATE_KNOWN,
         "iifname vmap @egress",
     ),
     "ingress": (
         "type filter hook forward priority -10; policy accept;",
-        "oifname vmap @ingress",
-    ),
-    "bridged": (
-        "type filter hook forward priority 10; policy accept;",
         "iifname vmap @bridged",
+        _STATE_KNOWN,
+        "oifname vmap @ingress",
+        _UNKNOWN_TO,
     ),
     "input": (
         "type filter hook input priority -10; policy accept;",
+        _STATE_KNOWN,
         "iifname vmap @input",
     ),
     "output": (
         "type filter hook output priority -10; policy accept;",
+        _STATE_KNOWN,
         "oifname vmap @output",
-    ),
-    "postrouting": (
-        "type filter hook postrouting priority -300; policy accept;",
-        _GUARDED.replace("iifname", "oifname"),
+        _UNKNOWN_TO,
     ),
 }
 

@@ -153,6 +153,4 @@ def _render_profiles(
     for group_ids, number in profiles.items():
         if group_ids not in state.profiles or group_ids & touched:
             known = [group_id for group_id in group_ids if group_id in state.groups]
-            state.parts["profile", str(number)] = render.profile_part(
-                state.network.network_id, known, number
-            )
+            state.parts["profile", str(number)] = render.profile_part(state.network, known, number)

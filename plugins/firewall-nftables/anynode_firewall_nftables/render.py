@@ -9,15 +9,19 @@ from anynode_firewall_nftables.base import MULTICAST_REPORTS, NETWORK_MAPS, PROO
 from anynode_firewall_nftables.names import canonical_mac, checked_device, is_device, token
 from anynode_firewall_nftables.parts import BRIDGE, EMPTY, INET, Part
 from appliance.errors import InputError
-from appliance.firewall import METADATA_ADDRESS, compile_rules, own_addresses, services
+from appliance.firewall import METADATA_ADDRESS, Compiled, compile_rules, own_addresses, services
 from appliance.firewall.rules import FAMILIES, ICMP, ICMPV6, Service, Span, icmp_rectangles
 from appliance.firewall.rules import parse_address as parse
-from appliance.model import FirewallGroup, FirewallPort, FirewallRule, NetworkSpec
+from appliance.model import FirewallGroup, FirewallPort, NetworkSpec
 
-_STATE_KNOWN = "ct state { established, related } accept"
 _DISCOVERY = "ip6 hoplimit 255 icmpv6 type"
 _NOT_OPENING = "tcp flags & (fin | syn | rst | ack) != syn drop"
 _IP = {4: "ip", 6: "ip6"}
+_KINDS = {
+    "p": ("meta l4proto", "inet_proto"),
+    "s": ("meta l4proto . th dport", "inet_proto . inet_service"),
+    "i": ("icmp type . icmp code", "icmp_type . icmp_code"),
+}
 _ICMP = {4: ("icmp", ICMP), 6: ("icmpv6", ICMPV6)}
 
 
@@ -30,18 +34,16 @@ def network_part(network: NetworkSpec, zone: int) -> Part:
     chains = {
         f"zones.{net}": tuple(_zone_rules(network, zone)),
         f"egress.{net}": (
-            _STATE_KNOWN,
             f"meta priority set ip saddr map @a4.{net} goto out.{net}",
             f"meta priority set ip6 saddr map @a6.{net} goto out.{net}",
         ),
-        f"ingress.{net}": (_STATE_KNOWN, *_to_instance(net)),
+        f"ingress.{net}": _to_instance(net),
         f"bridged.{net}": (
-            f'oifname "{bridge}" ct original zone {zone} meta priority set {PROOF} accept',
+            f'oifname "{bridge}" ct original zone {zone} meta priority set {PROOF}',
             f'oifname "{bridge}" ct state untracked meta priority set {PROOF}',
         ),
         f"input.{net}": tuple(_input_rules(network)),
         f"output.{net}": (
-            _STATE_KNOWN,
             "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
             "meta nfproto ipv6 udp sport 547 udp dport 546 accept",
             *_to_instance(net),
@@ -51,10 +53,7 @@ def network_part(network: NetworkSpec, zone: int) -> Part:
             f"icmpv6 type {MULTICAST_REPORTS} accept",
             *_new_flow(f"profiles.out.{net}"),
         ),
-        f"in.{net}": (
-            f"{_DISCOVERY} {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept",
-            *_new_flow(f"profiles.in.{net}"),
-        ),
+        f"in.{net}": _new_flow(f"profiles.in.{net}"),
     }
     return Part(
         sets={
@@ -65,14 +64,15 @@ def network_part(network: NetworkSpec, zone: int) -> Part:
         },
         chains=chains,
         elements={
-            f"{INET} {name}": frozenset({f'"{bridge}" : goto {name}.{net}'})
-            for name in NETWORK_MAPS
+            f"{INET} {name}": frozenset({f'"{bridge}" : {verdict} {name}.{net}'})
+            for name, verdict in NETWORK_MAPS.items()
         },
     )
 
 
-def _to_instance(net: str) -> tuple[str, str]:
+def _to_instance(net: str) -> tuple[str, ...]:
     return (
+        f"{_DISCOVERY} {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept",
         f"meta priority set ip daddr map @a4.{net} goto in.{net}",
         f"meta priority set ip6 daddr map @a6.{net} goto in.{net}",
     )
@@ -80,7 +80,7 @@ def _to_instance(net: str) -> tuple[str, str]:
 
 def _new_flow(profiles: str) -> tuple[str, ...]:
     return (
-        "ct state { invalid, untracked } drop",
+        "ct state invalid,untracked drop",
         _NOT_OPENING,
         f"meta priority vmap @{profiles}",
         "drop",
@@ -116,7 +116,6 @@ def _range(cidr: str, version: int) -> str:
 
 def _input_rules(network: NetworkSpec) -> Iterator[str]:
     net = network.network_id
-    yield _STATE_KNOWN
     yield "meta nfproto ipv4 udp sport 68 udp dport 67 accept"
     yield "meta nfproto ipv6 udp sport 546 udp dport 547 accept"
     yield f"{_DISCOVERY} {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept"
@@ -160,14 +159,20 @@ def port_part(network_id: str, port: FirewallPort, profile: int) -> Part:
     )
 
 
-def profile_part(network_id: str, group_ids: Iterable[str], profile: int) -> Part:
-    """Return the chains of a set of groups that ports are in together."""
+def profile_part(network: NetworkSpec, group_ids: Iterable[str], profile: int) -> Part:
+    """Return the chains of a set of groups that ports are in together.
+
+    They begin by giving back the packet's class, which carried the number of the profile here.
+    """
+    network_id = network.network_id
+    bridged = f'iifname "{network.bridge}" meta priority set {PROOF}'
     value = f"{profile >> 16:x}:{profile & 0xFFFF:x}"
     tokens = sorted(map(token, group_ids))
     return Part(
         chains={
             f"{way}.{network_id}.p{profile}": (
                 "meta priority set none",
+                *([bridged] if way == "in" else []),
                 *(f"jump {way}.{network_id}.g.{group}" for group in tokens),
                 "drop",
             )
@@ -183,17 +188,33 @@ def profile_part(network_id: str, group_ids: Iterable[str], profile: int) -> Par
 
 
 def group_part(network_id: str, group: FirewallGroup) -> Part:
-    """Return the chains with the rules of a group."""
-    return Part(
-        chains={
-            f"{way}.{network_id}.g.{token(group.group_id)}": tuple(
-                rule
-                for family in FAMILIES
-                for rule in _rules(network_id, family, "saddr" if way == "in" else "daddr", rules)
-            )
-            for way, rules in (("in", group.ingress), ("out", group.egress))
-        }
-    )
+    """Return the chains with the rules of a group and the sets of the ranges in them.
+
+    The sets are named, not part of a rule: the kernel fills a new set of ranges a moment after
+    the rule that uses it is in force, and packets would be lost whenever a rule is made anew.
+    """
+    chains: dict[str, tuple[str, ...]] = {}
+    sets: dict[str, str] = {}
+    elements: dict[str, frozenset[str]] = {}
+    for way, field, rules in (("in", "saddr", group.ingress), ("out", "daddr", group.egress)):
+        name = f"{way}.{network_id}.g.{token(group.group_id)}"
+        lines: list[str] = []
+        for family in FAMILIES:
+            compiled = compile_rules(rules, family)
+            peer = f"{_IP[family]} {field}"
+            for kind, keys in _range_keys(family, compiled).items():
+                ranges = f"{kind}{family}.{name}"
+                fields, types = _KINDS[kind]
+                fields = fields.replace("icmp", _ICMP[family][0])
+                types = types.replace("icmp", _ICMP[family][0])
+                sets[ranges] = f"type ipv{family}_addr . {types}; flags interval"
+                elements[f"{INET} {ranges}"] = frozenset(keys)
+                lines.append(f"{peer} . {fields} @{ranges} accept")
+            for group_id, spans in compiled.groups.items():
+                members = f"{peer} @m{family}.{network_id}.{token(group_id)}"
+                lines += [f"{members} {match}accept" for match in _matches(family, spans)]
+        chains[name] = tuple(lines)
+    return Part(sets=sets, chains=chains, elements=elements)
 
 
 def members_part(network_id: str, group_id: str, members: Iterable[str]) -> Part:
@@ -209,57 +230,39 @@ def members_part(network_id: str, group_id: str, members: Iterable[str]) -> Part
     )
 
 
-def _rules(
-    network_id: str, family: int, field: str, rules: Iterable[FirewallRule]
-) -> Iterator[str]:
-    compiled = compile_rules(rules, family)
-    peer = f"{_IP[family]} {field}"
-    by_range = [
-        (str(cidr), service)
-        for cidr, spans in compiled.cidrs.items()
-        for service in services(spans)
-    ]
-    for fields, keys in _service_fields(family, by_range):
-        yield f"{peer} . {fields} {{ {', '.join(keys)} }} accept"
-    for group_id, spans in compiled.groups.items():
-        members = f"{peer} @m{family}.{network_id}.{token(group_id)}"
-        yield from (f"{members} {match}accept" for match in _service_matches(family, spans))
+def _range_keys(family: int, compiled: Compiled) -> dict[str, list[str]]:
+    """Return the keys of ranges of peers with services, by the kind of set they belong to."""
+    found: dict[str, list[str]] = {}
+    for cidr, spans in compiled.cidrs.items():
+        for service in services(spans):
+            kind, keys = _keys(family, service)
+            found.setdefault(kind, []).extend(f"{cidr} . {key}" for key in keys)
+    return found
 
 
-def _service_matches(family: int, spans: tuple[Span, ...]) -> Iterator[str]:
-    found = services(spans)
-    if any(s.is_whole and (s.first_protocol, s.last_protocol) == (0, 255) for s in found):
-        yield ""
-        return
-    for fields, keys in _service_fields(family, [("", service) for service in found]):
-        yield f"{fields} {{ {', '.join(keys)} }} "
+def _keys(family: int, service: Service) -> tuple[str, list[str]]:
+    protocol = service.first_protocol
+    if service.is_whole:
+        return "p", [_interval(protocol, service.last_protocol)]
+    if protocol == _ICMP[family][1]:
+        rectangles = icmp_rectangles(service)
+        return "i", [f"{_interval(*kinds)} . {_interval(*codes)}" for kinds, codes in rectangles]
+    return "s", [f"{protocol} . {_interval(service.first_port, service.last_port)}"]
 
 
-def _service_fields(
-    family: int, entries: Iterable[tuple[str, Service]]
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield up to three matches: whole protocols, ports, ICMP types; keys begin with the peer."""
-    protocols, ports, types = [], [], []
-    for peer, service in entries:
-        start = f"{peer} . " if peer else ""
-        first, last = service.first_protocol, service.last_protocol
-        if service.is_whole:
-            protocols.append(start + _interval(first, last))
-        elif first == _ICMP[family][1]:
-            types += [
-                f"{start}{_interval(*kinds)} . {_interval(*codes)}"
-                for kinds, codes in icmp_rectangles(service)
-            ]
-        else:
-            ports.append(f"{start}{first} . {_interval(service.first_port, service.last_port)}")
+def _matches(family: int, spans: Iterable[Span]) -> Iterator[str]:
+    """Yield a match for each service, without sets."""
     icmp = _ICMP[family][0]
-    for fields, keys in (
-        ("meta l4proto", protocols),
-        ("meta l4proto . th dport", ports),
-        (f"{icmp} type . {icmp} code", types),
-    ):
-        if keys:
-            yield fields, keys
+    for service in services(spans):
+        kind, keys = _keys(family, service)
+        for key in keys:
+            first, _, second = key.partition(" . ")
+            if kind == "p":
+                yield "" if first == "0-255" else f"meta l4proto {first} "
+            elif kind == "s":
+                yield f"meta l4proto {first} th dport {second} "
+            else:
+                yield f"{icmp} type {first} {icmp} code {second} "
 
 
 def _interval(low: int, high: int) -> str:
