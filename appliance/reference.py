@@ -17,6 +17,15 @@ from appliance.config import Config, settings_of
 from appliance.hooks import hook_names
 
 _WRITTEN = "<!-- Written by `python -m appliance.reference`; a test compares. -->"
+_EC2_TEXT = """\
+The API answers at `/` and `/services/Cloud` on port 8773 (setting `api.port`), in the Query
+protocol of version 2016-11-15, to GET and POST, with Signature V4. Every reply bears a request id,
+which is the id of the timeline (`anynode trace`). Every action takes `DryRun`; parameters that
+nobody knows are ignored.
+
+An action of EC2 that is not in this table answers `InvalidAction` (400), "… is not valid for this
+web service.". A filter that an action does not know answers `InvalidParameterValue`. The id of
+another project's resource does not exist. A body may hold 64 KB, user data 16 KB."""
 _FIELD = re.compile(r"^:(param|returns|raises)\s*(\w*):\s*", re.MULTILINE)
 
 
@@ -56,7 +65,21 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def ec2_actions_page() -> str:
+    """Return the page of the EC2 actions that are served: who may call them, what they do."""
+    from appliance.api.ec2.action_table import ACTIONS
+    from appliance.api.policy import NEEDED
+
+    lines = ["# EC2 actions", "", _WRITTEN, "", *_EC2_TEXT.splitlines(), ""]
+    lines += ["| action | access level | what it does |", "|---|---|---|"]
+    for name, action in sorted(ACTIONS.items()):
+        lines.append(f"| `{name}` | {NEEDED[name]} | {_text(action)[0]} |")
+    lines.append(f"| `GetCallerIdentity` (STS) | {NEEDED['GetCallerIdentity']} | Say who calls. |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "ec2-actions.md": ec2_actions_page,
     "hooks.md": hooks_page,
     "errors.md": errors_page,
     "settings.md": settings_page,
