@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from appliance.firewall.rules import IPAddress, Match, parse_address, parse_rule
@@ -24,6 +24,7 @@ def link_local(mac: str) -> ipaddress.IPv6Address | None:
     return ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + tail)
 
 
+@lru_cache(maxsize=1 << 16)
 def own_addresses(port: FirewallPort) -> frozenset[IPAddress]:
     """Return what a port may send as, its link-local address included, malformed ones left out."""
     given = {parse_address(text) for text in port.addresses} | {link_local(port.mac)}

@@ -32,9 +32,9 @@ def choose_zone(policy: NetworkPolicy, stored: Mapping[str, Stored]) -> int:
 
 
 def difference(old: InForce, new: InForce) -> list[str]:
-    """Return commands that turn what is in force into something else."""
+    """Return commands that turn what is in force into what was made from it."""
     change = Transaction()
-    for key in old.parts.keys() | new.parts.keys():
+    for key in sorted(new.touched):
         before, after = old.parts.get(key, EMPTY), new.parts.get(key, EMPTY)
         if before is not after:
             change.replace(before, after)

@@ -14,43 +14,47 @@ from appliance.model import FirewallGroup, FirewallPort, FirewallRule
 def lost_addresses(old: InForce, new: InForce) -> frozenset[IPAddress]:
     """Return addresses that were of a port here and are no more, or of another port now."""
     lost: set[IPAddress] = set()
-    for port_id, port in old.ports.items():
-        kept = new.ports.get(port_id)
-        if kept is not port:
-            lost |= own_addresses(port) - (own_addresses(kept) if kept else frozenset())
+    for port_id in {*_touched(new, "port"), *(old.ports.keys() - new.ports.keys())}:
+        before, after = old.ports.get(port_id), new.ports.get(port_id)
+        if before:
+            lost |= own_addresses(before) - (own_addresses(after) if after else frozenset())
     return frozenset(lost)
 
 
 def narrowed_ports(old: InForce, new: InForce) -> list[FirewallPort]:
-    """Return the ports to which the change may forbid a flow that was allowed."""
+    """Return the ports of which the change may forbid a flow that was allowed."""
     narrowed = _narrowed_groups(old, new)
-    return [
-        port
-        for port_id, port in new.ports.items()
-        if not narrowed.isdisjoint(port.group_ids)
-        or not set(_former(old, port_id)) <= set(port.group_ids)
-    ]
+    found = {
+        port_id: new.ports[port_id]
+        for port_id in _touched(new, "port")
+        if port_id in new.ports and port_id in old.ports
+        if not set(old.ports[port_id].group_ids) <= set(new.ports[port_id].group_ids)
+    }
+    if narrowed:
+        found |= {
+            port_id: port
+            for port_id, port in new.ports.items()
+            if not narrowed.isdisjoint(port.group_ids)
+        }
+    return list(found.values())
 
 
-def _former(old: InForce, port_id: str) -> Iterable[str]:
-    port = old.ports.get(port_id)
-    return port.group_ids if port else ()
+def _touched(state: InForce, kind: str) -> list[str]:
+    return [name for touched, name in state.touched if touched == kind]
 
 
 def _narrowed_groups(old: InForce, new: InForce) -> set[str]:
-    changed = {
-        group_id for group_id in old.groups if old.groups[group_id] is not new.groups.get(group_id)
-    }
+    """Return groups that allow less: a rule is gone, or a member of a source."""
     shrunk = {
         group_id
-        for group_id in changed
-        if set(old.groups[group_id].members) - set(_members(new.groups.get(group_id)))
+        for group_id in _touched(new, "members")
+        if old.members(group_id) - new.members(group_id)
     }
+    changed = set(_touched(new, "group"))
     narrowed = set()
-    for group_id, group in old.groups.items():
-        after = new.groups.get(group_id)
-        lost_rules = group_id in changed and _has_fewer_rules(group, after)
-        if lost_rules or shrunk & {rule.source_group_id for rule in _rules(group)}:
+    for group_id, before in old.groups.items():
+        lost_rules = group_id in changed and _has_fewer_rules(before, new.groups.get(group_id))
+        if lost_rules or shrunk & {rule.source_group_id for rule in _rules(before)}:
             narrowed.add(group_id)
     return narrowed
 
@@ -59,13 +63,9 @@ def _rules(group: FirewallGroup) -> tuple[FirewallRule, ...]:
     return (*group.ingress, *group.egress)
 
 
-def _members(group: FirewallGroup | None) -> tuple[str, ...]:
-    return group.members if group else ()
-
-
 def _has_fewer_rules(before: FirewallGroup, after: FirewallGroup | None) -> bool:
     if after is None:
-        return bool(before.ingress or before.egress)
+        return bool(_rules(before))
     return bool(set(before.ingress) - set(after.ingress) or set(before.egress) - set(after.egress))
 
 

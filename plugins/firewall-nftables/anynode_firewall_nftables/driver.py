@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from anynode_firewall_nftables import bridging
-from anynode_firewall_nftables.base import TABLE, hooked_chains, render_base
+from anynode_firewall_nftables.base import TABLE, render_base
 from anynode_firewall_nftables.change import choose_zone, difference, replacement
 from anynode_firewall_nftables.cutting import FlowJudge, lost_addresses, narrowed_ports
 from anynode_firewall_nftables.force import InForce, apply_delta, compile_policy
+from anynode_firewall_nftables.inspection import base_faults, damaged, taps_of
 from anynode_firewall_nftables.kernel import Leftover, Ruleset, Stored
 from anynode_firewall_nftables.names import checked_network_id
 from anynode_firewall_nftables.netfilter import Netfilter
@@ -22,7 +23,7 @@ from appliance.model import FirewallPort, FirewallState, NetworkPolicy, PolicyDe
 
 log = logging.getLogger(__name__)
 
-_NO_ADDRESSES: frozenset[IPAddress] = frozenset()
+_NOTHING: frozenset[IPAddress] = frozenset()
 
 
 class NftablesFirewall:
@@ -31,7 +32,9 @@ class NftablesFirewall:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._ruleset = Ruleset()
+        self._netfilter = Netfilter()
         self._in_force: dict[str, InForce] = {}
+        self._sound_at = -1
         self._lock = threading.Lock()
 
     @hookimpl
@@ -39,8 +42,9 @@ class NftablesFirewall:
         """Put guard and anti-spoofing in place, whatever rules of networks there are."""
         with self._lock:
             bridging.switch_on(self._state_dir)
-            self._ruleset.apply([*self._outdated(), *render_base()])
-            self._check_base()
+            self._apply([*self._outdated(), *render_base()])
+            if faults := base_faults(self._ruleset):
+                raise CommandFailed(f"The firewall's guard is not in place: {' '.join(faults)}")
 
     @hookimpl
     def firewall_sync(self, policy: NetworkPolicy) -> None:
@@ -52,23 +56,18 @@ class NftablesFirewall:
             new = compile_policy(policy, choose_zone(policy, stored))
             leftover = self._ruleset.leftover(net) if net in stored else Leftover()
             change = replacement(leftover, stored.get(net), new)
-            self._ruleset.apply([*outdated, *render_base(), *change])
+            self._apply([*outdated, *render_base(), *change])
             old = self._in_force.get(net)
             self._in_force[net] = new
             self._check_stored(new)
-            lost = lost_addresses(old, new) if old else _NO_ADDRESSES
-            self._cut(new, new.ports.values(), lost)
+            self._cut(new, new.ports.values(), lost_addresses(old, new) if old else _NOTHING)
 
     @hookimpl
     def firewall_update(self, delta: PolicyDelta) -> None:
         """Apply a difference to what this process has put in force."""
         net = delta.network.network_id
         with self._lock:
-            old = self._in_force.get(net)
-            stored = (self._ruleset.stored() or {}).get(net)
-            if not old or not stored or (stored.revision, stored.zone) != (old.revision, old.zone):
-                self._in_force.pop(net, None)
-                raise Stale(f"The rules of network {net} are not those that this process made.")
+            old = self._current(net)
             if old.revision != delta.from_revision:
                 raise Stale(
                     f"The rules of network {net} are at revision {old.revision}, "
@@ -77,7 +76,7 @@ class NftablesFirewall:
             if old.network.bridge != delta.network.bridge:
                 raise Stale(f"Network {net} has another bridge now.")
             new = apply_delta(old, delta)
-            self._ruleset.apply(difference(old, new))
+            self._apply(difference(old, new))
             self._in_force[net] = new
             self._check_stored(new)
             lost, narrowed = lost_addresses(old, new), narrowed_ports(old, new)
@@ -90,10 +89,10 @@ class NftablesFirewall:
         net = checked_network_id(network_id)
         with self._lock:
             stored = (self._ruleset.stored() or {}).get(net)
-            old = self._in_force.pop(net, None)
+            old = self._in_force.get(net)
             if stored:
-                leftover = self._ruleset.leftover(net)
-                self._ruleset.apply(replacement(leftover, stored, None))
+                self._apply(replacement(self._ruleset.leftover(net), stored, None))
+            self._in_force.pop(net, None)
             if old:
                 nothing = InForce(network=old.network, revision=0, zone=old.zone)
                 self._cut(nothing, (), lost_addresses(old, nothing))
@@ -102,23 +101,41 @@ class NftablesFirewall:
     def firewall_state(self) -> FirewallState:
         """Return what the kernel has; a network whose rules someone has damaged is left out."""
         with self._lock:
-            warnings = bridging.faults()
-            stored = self._ruleset.stored()
-            faults = self._base_faults()
+            now = self._netfilter.generation()
+            stored = self._ruleset.stored() or {}
+            faults: list[str] = []
+            is_guarded = True
+            if now != self._sound_at or stored.keys() != self._in_force.keys():
+                faults = base_faults(self._ruleset)
+                is_guarded = not faults
+                hurt = damaged(self._ruleset, self._in_force)
+                taps = set(self._ruleset.taps() or ())
+                if not faults and not hurt and self._netfilter.generation() == now:
+                    self._sound_at = now
+                for net in hurt:
+                    del self._in_force[net]
+                    stored.pop(net, None)
+                    faults.append(f"Rules of network {net} were removed by someone else.")
+            else:
+                taps = taps_of(self._in_force.values())
             return FirewallState(
-                is_guarded=not faults,
-                revisions={net: item.revision for net, item in (stored or {}).items()},
-                taps=tuple(sorted(self._ruleset.taps() or ())),
-                warnings=(*warnings, *faults),
+                is_guarded=is_guarded,
+                revisions={net: item.revision for net, item in stored.items()},
+                taps=tuple(sorted(taps)),
+                warnings=(*bridging.faults(), *faults),
             )
 
     @hookimpl
     def firewall_withdraw(self) -> None:
         """Remove our tables and put br_netfilter's switches back."""
         with self._lock:
-            for family in ("inet", "bridge"):
-                if self._ruleset.has_layout(family) is not None:
-                    self._ruleset.apply([f"delete table {family} {TABLE}"])
+            tables = [
+                f"delete table {family} {TABLE}"
+                for family in ("inet", "bridge")
+                if self._ruleset.has_layout(family) is not None
+            ]
+            if tables:
+                self._ruleset.apply(tables)
             self._in_force.clear()
             bridging.restore(self._state_dir)
 
@@ -130,40 +147,46 @@ class NftablesFirewall:
             if self._ruleset.has_layout(family) is False
         ]
 
-    def _base_faults(self) -> list[str]:
-        faults = []
-        for family, chains in hooked_chains().items():
-            if self._ruleset.has_layout(family) is None:
-                return ["The firewall's tables are missing."]
-            counts = self._ruleset.rule_counts(family)
-            faults += [
-                f"Chain {name} of table {family} {TABLE} has lost rules."
-                for name, expected in chains.items()
-                if counts.get(name, -1) != expected
-            ]
-        return faults
+    def _apply(self, commands: Iterable[str]) -> None:
+        """Apply a transaction; what was sound before and met no other transaction is sound."""
+        before = self._netfilter.generation()
+        self._ruleset.apply(commands)
+        was_sound = before == self._sound_at
+        self._sound_at = (
+            before + 1 if was_sound and self._netfilter.generation() == before + 1 else -1
+        )
 
-    def _check_base(self) -> None:
-        if faults := self._base_faults():
-            raise CommandFailed(f"The firewall's guard is not in place: {' '.join(faults)}")
+    def _current(self, net: str) -> InForce:
+        """Return what is in force of a network, as this process has made it.
+
+        :raises Stale: the kernel's record says otherwise, or this process has made nothing.
+        """
+        state = self._in_force.get(net)
+        stored = (self._ruleset.stored() or {}).get(net)
+        if state is None or stored != _record_of(state):
+            self._in_force.pop(net, None)
+            raise Stale(f"The rules of network {net} are not those that this process made.")
+        return state
 
     def _check_stored(self, state: InForce) -> None:
         net = state.network.network_id
-        expected = Stored(bridge=state.network.bridge, revision=state.revision, zone=state.zone)
         found = (self._ruleset.stored() or {}).get(net)
-        if found != expected:
+        if found != _record_of(state):
             self._in_force.pop(net, None)
             raise CommandFailed(
                 f"The kernel does not show the rules of network {net} that were put in force: "
-                f"{found} in place of {expected}."
+                f"{found} in place of {_record_of(state)}."
             )
 
     def _cut(
         self, state: InForce, judged: Iterable[FirewallPort], lost: frozenset[IPAddress]
     ) -> None:
         judge = FlowJudge(state, judged, lost)
-        with Netfilter() as netfilter:
-            ended = [flow for flow in netfilter.flows() if judge.ends(flow)]
-            count = netfilter.end(ended)
+        flows = [flow for flow in self._netfilter.flows() if judge.ends(flow)]
+        count = self._netfilter.end(flows)
         if count:
             log.info("network %s: cut %d flows", state.network.network_id, count)
+
+
+def _record_of(state: InForce) -> Stored:
+    return Stored(bridge=state.network.bridge, revision=state.revision, zone=state.zone)

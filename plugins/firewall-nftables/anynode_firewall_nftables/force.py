@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,11 @@ PartKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class InForce:
-    """One network at one revision. Values are never changed in place: a change makes a copy."""
+    """One network at one revision. Values are never changed in place: a change makes a copy.
+
+    ``profiles`` numbers the sets of groups that ports are in, ``users`` counts those ports.
+    ``touched`` are the parts that the last change may have made different.
+    """
 
     network: NetworkSpec
     revision: int
@@ -23,7 +28,9 @@ class InForce:
     ports: dict[str, FirewallPort] = field(default_factory=dict)
     groups: dict[str, FirewallGroup] = field(default_factory=dict)
     profiles: dict[frozenset[str], int] = field(default_factory=dict)
+    users: Counter[frozenset[str]] = field(default_factory=Counter)
     parts: dict[PartKey, Part] = field(default_factory=dict)
+    touched: frozenset[PartKey] = frozenset()
 
     def policy(self) -> NetworkPolicy:
         """Return the policy that this was made from."""
@@ -39,6 +46,11 @@ class InForce:
         comment = f"{self.network.network_id} {self.revision} {self.zone}"
         return f'"{self.network.bridge}" comment "{comment}"'
 
+    def members(self, group_id: str) -> frozenset[str]:
+        """Return the well-formed addresses of a group's members."""
+        part = self.parts.get(("members", group_id), EMPTY)
+        return frozenset().union(*part.elements.values())
+
 
 def compile_policy(policy: NetworkPolicy, zone: int) -> InForce:
     """Return a whole policy as parts.
@@ -47,110 +59,124 @@ def compile_policy(policy: NetworkPolicy, zone: int) -> InForce:
         lose what they would have allowed.
     """
     checked_network_id(policy.network.network_id)
-    empty = InForce(network=policy.network, revision=policy.revision, zone=zone)
-    return _changed(
-        replace(
-            empty,
-            ports={port.port_id: port for port in policy.ports},
-            groups={group.group_id: group for group in policy.groups},
-            parts={("network", ""): render.network_part(policy.network, zone)},
-        ),
-        touched_ports=[port.port_id for port in policy.ports],
-        touched_groups=[group.group_id for group in policy.groups],
-    )
+    nothing = InForce(network=policy.network, revision=policy.revision, zone=zone)
+    return _Change(nothing, policy.network).apply(policy.revision, policy.ports, policy.groups)
 
 
 def apply_delta(old: InForce, delta: PolicyDelta) -> InForce:
     """Return what is in force after the difference; only what it names is rendered again."""
-    ports, groups = dict(old.ports), dict(old.groups)
-    for port_id in delta.removed_port_ids:
-        ports.pop(port_id, None)
-    for group_id in delta.removed_group_ids:
-        groups.pop(group_id, None)
-    ports |= {port.port_id: port for port in delta.ports}
-    groups |= {group.group_id: group for group in delta.groups}
-    parts = dict(old.parts)
-    if old.network != delta.network:
-        parts["network", ""] = render.network_part(delta.network, old.zone)
-    return _changed(
-        replace(
-            old,
-            network=delta.network,
-            revision=delta.to_revision,
-            ports=ports,
-            groups=groups,
-            parts=parts,
-        ),
-        touched_ports=[*delta.removed_port_ids, *(port.port_id for port in delta.ports)],
-        touched_groups=[*delta.removed_group_ids, *(group.group_id for group in delta.groups)],
+    return _Change(old, delta.network).apply(
+        delta.to_revision,
+        delta.ports,
+        delta.groups,
+        delta.removed_port_ids,
+        delta.removed_group_ids,
     )
 
 
-def _changed(
-    state: InForce, touched_ports: Iterable[str], touched_groups: Iterable[str]
-) -> InForce:
-    """Return the state with the parts of the touched ports and groups rendered anew."""
-    net = state.network.network_id
-    parts = state.parts
-    profiles = _profiles(state)
-    for group_ids in state.profiles.keys() - profiles.keys():
-        parts.pop(("profile", str(state.profiles[group_ids])), None)
-    touched = set(touched_groups)
-    for group_id in sorted(touched):
-        group = state.groups.get(group_id)
-        _put(parts, ("group", group_id), render.group_part(net, group) if group else EMPTY)
-    _render_members(state, touched)
-    _render_profiles(state, profiles, touched)
-    for port_id in touched_ports:
-        port = state.ports.get(port_id)
-        part = EMPTY
-        if port:
-            part = render.port_part(net, port, profiles[frozenset(port.group_ids)])
-        _put(parts, ("port", port_id), part)
-    return replace(state, profiles=profiles)
+class _Change:
+    """A change on the way: copies of what was, and which parts are to be rendered."""
 
+    def __init__(self, old: InForce, network: NetworkSpec) -> None:
+        self._old = old
+        self._network = network
+        self._net = network.network_id
+        self._ports, self._groups = dict(old.ports), dict(old.groups)
+        self._parts = dict(old.parts)
+        self._profiles, self._users = dict(old.profiles), Counter(old.users)
+        self._touched: set[PartKey] = set()
 
-def _put(parts: dict[PartKey, Part], key: PartKey, part: Part) -> None:
-    if part == EMPTY:
-        parts.pop(key, None)
-    else:
-        parts[key] = part
-
-
-def _profiles(state: InForce) -> dict[frozenset[str], int]:
-    """Return the numbers of the sets of groups in use; a set keeps its number while it is used."""
-    used = {frozenset(port.group_ids) for port in state.ports.values()}
-    kept = {groups: number for groups, number in state.profiles.items() if groups in used}
-    number = max(state.profiles.values(), default=0)
-    for groups in sorted(used - kept.keys(), key=sorted):
-        number += 1
-        kept[groups] = number
-    return kept
-
-
-def _render_members(state: InForce, touched: set[str]) -> None:
-    """Make the member sets of every group that is known or named as a source."""
-    named = {
-        rule.source_group_id
-        for group in state.groups.values()
-        for rule in (*group.ingress, *group.egress)
-        if rule.source_group_id
-    }
-    wanted = state.groups.keys() | named
-    present = {name for kind, name in state.parts if kind == "members"}
-    for group_id in present - wanted:
-        del state.parts["members", group_id]
-    for group_id in wanted & (touched | (wanted - present)):
-        group = state.groups.get(group_id)
-        state.parts["members", group_id] = render.members_part(
-            state.network.network_id, group_id, group.members if group else ()
+    def apply(
+        self,
+        revision: int,
+        ports: Iterable[FirewallPort],
+        groups: Iterable[FirewallGroup],
+        removed_ports: Iterable[str] = (),
+        removed_groups: Iterable[str] = (),
+    ) -> InForce:
+        if ("network", "") not in self._parts or self._network != self._old.network:
+            self._put("network", "", render.network_part(self._network, self._old.zone))
+        new_ports = {port.port_id: port for port in ports}
+        new_groups = {group.group_id: group for group in groups}
+        gone_groups = set(removed_groups) - new_groups.keys()
+        for group_id in gone_groups:
+            self._groups.pop(group_id, None)
+        self._groups |= new_groups
+        self._replace_ports(new_ports, set(removed_ports) - new_ports.keys())
+        changed = gone_groups | new_groups.keys()
+        for group_id in sorted(changed):
+            group = self._groups.get(group_id)
+            self._put("group", group_id, render.group_part(self._net, group) if group else EMPTY)
+        if changed:
+            self._render_members(changed)
+        self._render_profiles(changed)
+        for port_id, port in new_ports.items():
+            profile = self._profiles[frozenset(port.group_ids)]
+            self._put("port", port_id, render.port_part(self._net, port, profile))
+        return replace(
+            self._old,
+            network=self._network,
+            revision=revision,
+            ports=self._ports,
+            groups=self._groups,
+            profiles=self._profiles,
+            users=self._users,
+            parts=self._parts,
+            touched=frozenset(self._touched),
         )
 
+    def _put(self, kind: str, name: str, part: Part) -> None:
+        key = (kind, name)
+        self._touched.add(key)
+        if part == EMPTY:
+            self._parts.pop(key, None)
+        else:
+            self._parts[key] = part
 
-def _render_profiles(
-    state: InForce, profiles: dict[frozenset[str], int], touched: set[str]
-) -> None:
-    for group_ids, number in profiles.items():
-        if group_ids not in state.profiles or group_ids & touched:
-            known = [group_id for group_id in group_ids if group_id in state.groups]
-            state.parts["profile", str(number)] = render.profile_part(state.network, known, number)
+    def _replace_ports(self, new: dict[str, FirewallPort], removed: set[str]) -> None:
+        for port_id in (*removed, *new):
+            if before := self._ports.pop(port_id, None):
+                self._users[frozenset(before.group_ids)] -= 1
+        for port_id in removed:
+            self._put("port", port_id, EMPTY)
+        for port_id, port in new.items():
+            self._ports[port_id] = port
+            self._users[frozenset(port.group_ids)] += 1
+
+    def _render_members(self, changed: set[str]) -> None:
+        """Make the member sets of every group that is known or named as a source."""
+        named = {
+            rule.source_group_id
+            for group in self._groups.values()
+            for rule in (*group.ingress, *group.egress)
+            if rule.source_group_id
+        }
+        wanted = self._groups.keys() | named
+        present = {name for kind, name in self._parts if kind == "members"}
+        for group_id in present - wanted:
+            self._put("members", group_id, EMPTY)
+        for group_id in wanted & (changed | (wanted - present)):
+            before, after = self._old.groups.get(group_id), self._groups.get(group_id)
+            had, has = before.members if before else (), after.members if after else ()
+            part = self._parts.get(("members", group_id))
+            if part and had == has:
+                continue
+            new = part and render.changed_members(part, frozenset(had), frozenset(has))
+            new = new or render.members_part(self._net, group_id, has)
+            self._put("members", group_id, new)
+
+    def _render_profiles(self, changed: set[str]) -> None:
+        """Number the sets of groups in use; a set keeps its number while it is used."""
+        for groups in [groups for groups, count in self._users.items() if count <= 0]:
+            del self._users[groups]
+            self._put("profile", str(self._profiles.pop(groups)), EMPTY)
+        number = max(self._profiles.values(), default=0)
+        for groups in sorted(self._users.keys() - self._profiles.keys(), key=sorted):
+            number += 1
+            self._profiles[groups] = number
+        for groups, number in self._profiles.items():
+            if groups not in self._old.profiles or groups & changed:
+                known = [group_id for group_id in groups if group_id in self._groups]
+                part = render.profile_part(self._network, known, number)
+                if part != self._parts.get(("profile", str(number))):
+                    self._put("profile", str(number), part)

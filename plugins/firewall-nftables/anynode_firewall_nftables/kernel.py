@@ -144,6 +144,24 @@ class Ruleset:
                 counts[chain] = counts.get(chain, 0) + 1
         return counts
 
+    def inventory(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how many rules each chain and how many elements each set of the inet table has.
+
+        Sets are called by family, table and name. Costs a listing of everything.
+        """
+        elements = {
+            f"{INET} {thing['name']}": len(thing.get("elem", []))
+            for item in self.ask(f"list table {INET}") or []
+            for thing in (item.get("set") or item.get("map"),)
+            if thing
+        }
+        return self.rule_counts("inet"), elements
+
+    def keys(self, name: str) -> list[str] | None:
+        """Return the keys of a set of the bridge table, as text; ``None`` when it is missing."""
+        elements = self.elements(name)
+        return None if elements is None else list(map(_key, elements))
+
     def leftover(self, network_id: str) -> Leftover:
         """Return all that the kernel has of one network; costs a listing of our tables."""
         found = Leftover()
@@ -157,12 +175,11 @@ class Ruleset:
                 else:
                     found.sets[name] = kind
         mine = {tap for tap, owner in (self.taps() or {}).items() if owner == network_id}
-        if mine:
-            for name in BRIDGE_SETS:
-                keys = map(_key, self.elements(f"{BRIDGE} {name}") or [])
-                found.elements[f"{BRIDGE} {name}"] = {
-                    key for key in keys if key.split('"', 2)[1] in mine
-                }
+        for name in BRIDGE_SETS if mine else ():
+            keys = self.keys(f"{BRIDGE} {name}") or []
+            found.elements[f"{BRIDGE} {name}"] = {
+                key for key in keys if key.split('"', 2)[1] in mine
+            }
         return found
 
     def _terse(self, command: str) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ addresses, ports and zone are looked at, and the kernel gets back for deletion t
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -49,21 +51,28 @@ class Flow:
 
 
 class Netfilter:
-    """A netlink socket in the network namespace of the thread that makes it."""
+    """A netlink socket in the network namespace of the calling thread, kept for each thread.
+
+    Closing one makes the kernel wait until it has cleaned up after the last transaction of
+    nftables, several milliseconds.
+    """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        self._socket.bind((0, 0))
+        self._local = threading.local()
+        self._sequences = itertools.count(1)
         self._sequence = 0
 
-    def __enter__(self) -> Netfilter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+    @property
+    def _socket(self) -> socket.socket:
+        if not hasattr(self._local, "socket"):
+            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+            made.bind((0, 0))
+            self._local.socket = made
+        found: socket.socket = self._local.socket
+        return found
 
     def _send(self, kind: int, flags: int, family: int, attributes: bytes = b"") -> None:
-        self._sequence += 1
+        self._sequence = next(self._sequences)
         body = struct.pack("=BBH", family, 0, 0) + attributes
         header = struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0)
         self._socket.send(header + body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from anynode_firewall_nftables.base import MULTICAST_REPORTS, NETWORK_MAPS, PROOF
 from anynode_firewall_nftables.names import canonical_mac, checked_device, is_device, token
@@ -219,15 +220,39 @@ def group_part(network_id: str, group: FirewallGroup) -> Part:
 
 def members_part(network_id: str, group_id: str, members: Iterable[str]) -> Part:
     """Return the sets of a group's members, malformed addresses left out."""
-    found: dict[int, set[str]] = {4: set(), 6: set()}
-    for text in members:
-        if address := parse(text):
-            found[address.version].add(str(address))
     names = {family: f"m{family}.{network_id}.{token(group_id)}" for family in FAMILIES}
+    split = _by_family(members)
     return Part(
         sets={names[family]: f"type ipv{family}_addr" for family in FAMILIES},
-        elements={f"{INET} {names[family]}": frozenset(found[family]) for family in FAMILIES},
+        elements={f"{INET} {names[family]}": split[family] for family in FAMILIES},
     )
+
+
+def changed_members(part: Part, before: frozenset[str], after: frozenset[str]) -> Part | None:
+    """Return a group's sets with some members more and others less; costs what changed.
+
+    ``None`` when one element may stand for several spellings of an address: then only rendering
+    all of them tells which elements go.
+    """
+    if sum(map(len, part.elements.values())) != len(before):
+        return None
+    added, removed = _by_family(after - before), _by_family(before - after)
+    elements = {
+        name: keys - removed[family] | added[family]
+        for family, (name, keys) in zip(FAMILIES, part.elements.items(), strict=True)
+    }
+    return Part(sets=part.sets, elements=elements)
+
+
+def _by_family(members: Iterable[str]) -> dict[int, frozenset[str]]:
+    found = frozenset(map(_canonical, members)) - {""}
+    six = frozenset(text for text in found if ":" in text)
+    return {4: found - six, 6: six}
+
+
+@lru_cache(maxsize=1 << 17)
+def _canonical(address: str) -> str:
+    return str(parse(address) or "")
 
 
 def _range_keys(family: int, compiled: Compiled) -> dict[str, list[str]]:
