@@ -99,7 +99,10 @@ class LocalBus:
             raise Unavailable(f"Nobody here answers {kind} on {topic}.")
         # Through the codec, so that nobody comes to rely on shared objects.
         asked = decode(kind, encode(question))
-        future = self._callers.submit(handler, asked)
+        try:
+            future = self._callers.submit(handler, asked)
+        except RuntimeError as error:
+            raise Unavailable(f"The bus takes no {kind} any more: it was stopped.") from error
         try:
             given = future.result(timeout=deadline_s)
         except FutureTimeoutError as error:
@@ -139,6 +142,13 @@ class LocalBus:
 
     def _deliver(self, role: Role, row: OutboxRow, attempt: int) -> None:
         try:
+            self._attempt(role, row, attempt)
+        except Unavailable as error:
+            # It is the store that is away, not the message that is bad: this does not count.
+            self._retry(row, attempt - 1, error)
+
+    def _attempt(self, role: Role, row: OutboxRow, attempt: int) -> None:
+        try:
             message = decode(row.kind, row.body)
             handler = role.casts.get(type(message))
             if handler is None:
@@ -147,6 +157,8 @@ class LocalBus:
         except Stale as stale:
             log.debug("dropped %s: %s", row.kind, stale)
             self._store.transaction(lambda tx: outbox_table.take(tx, row.id))
+        except Unavailable:
+            raise
         except Exception as error:  # noqa: BLE001 - it is retried, then kept as a dead letter
             is_hopeless = isinstance(error, InputError)
             if is_hopeless or attempt >= self._attempts:
@@ -169,7 +181,7 @@ class LocalBus:
         log.log(
             level, "%s failed, attempt %d: %s", row.kind, attempt, " <- ".join(cause_chain(error))
         )
-        due = self._world.clock.monotonic() + min(0.1 * 4**attempt, 10.0)
+        due = self._world.clock.monotonic() + min(0.1 * 4 ** max(attempt, 1), 10.0)
         with self._changed:
             self._count += 1
             heapq.heappush(self._later, (due, self._count, row, attempt + 1))
@@ -217,7 +229,7 @@ class LocalBus:
     def _look_at_outbox(self) -> None:
         try:
             rows = self._store.read(outbox_table.pending)
-        except Unavailable as error:
+        except Exception as error:  # noqa: BLE001 - without this thread nothing is delivered
             log.warning("could not look at the outbox: %s", error)
             return
         for row in rows:
@@ -236,6 +248,7 @@ def _dead_letter(row: OutboxRow, error: str) -> DeadLetter | None:
         topic=row.topic,
         kind=row.kind,
         instance_id=getattr(message, "instance_id", ""),
+        instance_ids=getattr(message, "instance_ids", ()),
         epoch=getattr(message, "epoch", 0),
         error=error,
         request_id=message.request_id if message else "",
