@@ -70,8 +70,9 @@ class Order(InstanceMessage, frozen=True, kw_only=True):
 
     ``verb`` is ``run`` (build it, or start it again from its own disk), ``stop``, ``reboot`` or
     ``remove``. ``revision`` is that of the desired state; an older one is dropped. ``spec`` comes
-    with ``run``; ``adopts_epoch`` is that of the stopped copy whose disk it goes on with.
-    ``is_forced`` skips the polite part of stop and reboot.
+    with ``run``, and with the others where it is known; ``adopts_epoch`` is that of the stopped
+    copy whose disk it goes on with. ``is_forced`` skips the polite part of stop and reboot.
+    ``sets_aside`` keeps the disk of what is removed, because nobody has asked for its end.
     """
 
     epoch: int
@@ -80,6 +81,7 @@ class Order(InstanceMessage, frozen=True, kw_only=True):
     spec: InstanceSpec | None = None
     adopts_epoch: int = 0
     is_forced: bool = False
+    sets_aside: bool = False
 
 
 class Report(InstanceMessage, frozen=True, kw_only=True):
@@ -127,6 +129,7 @@ class DeadLetter(Message, frozen=True, kw_only=True):
     topic: str
     kind: str
     instance_id: str = ""
+    instance_ids: tuple[str, ...] = ()
     epoch: int = 0
     error: str = ""
 
@@ -219,13 +222,19 @@ class RaisePort(InstanceMessage, frozen=True, kw_only=True):
 
 
 class DetachPort(InstanceMessage, frozen=True, kw_only=True):
-    """To ``datapath``: remove tap, lease, rules and metadata of a port. → Done"""
+    """To ``datapath``: remove tap, lease and metadata of a port. → Done
+
+    An empty ``port_id`` stands for all ports of the instance that the node knows.
+    """
 
     port_id: str
 
 
 class UnguardPort(InstanceMessage, frozen=True, kw_only=True):
-    """To ``datapath``: remove the rules of a port whose tap is gone. → Done"""
+    """To ``datapath``: remove the rules of a port whose tap is gone. → Done
+
+    An empty ``port_id`` stands for all ports of the instance that the node knows.
+    """
 
     port_id: str
 

@@ -121,8 +121,12 @@ class PolicyKeeper:
         policy = self._policies.get(network_id)
         return policy is not None and any(port.port_id == port_id for port in policy.ports)
 
-    def drop(self, network_id: str, port_id: str) -> None:
-        """Remove a port's rules. No error when there are none."""
+    def drop(self, port_id: str) -> None:
+        """Remove a port's rules, in whatever network it is. No error when there are none."""
+        for network_id in self.watched():
+            self._drop(network_id, port_id)
+
+    def _drop(self, network_id: str, port_id: str) -> None:
         with self._lock(network_id):
             known = self._policies.get(network_id)
             if known is None or not self._has(network_id, port_id):

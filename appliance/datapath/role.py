@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from appliance.messages import (
 )
 from appliance.model import NetworkSpec
 from appliance.node import NodeParts
+from appliance.plugin_loader import used_names
 from appliance.role import Periodic, Role
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,8 @@ class Datapath:
         name = parts.config.firewall.driver
         self._firewall = Firewall(name, parts.plugin(Firewall.group, name))
         self._drivers: dict[str, Network] = {}
+        self._making = threading.Lock()
+        self._preparing = threading.Lock()
         self._journal = Journal(parts.state_dir / "datapath.sqlite")
         self._ports = self._journal.all(PORT, PortRecord)
         self._networks = self._journal.all(NETWORK, NetworkRecord)
@@ -114,11 +118,16 @@ class Datapath:
         )
 
     def _driver(self, network: NetworkSpec) -> Network:
-        driver = self._drivers.get(network.type)
-        if driver is None:
-            driver = Network(network.type, self._parts.plugin(Network.group, network.type))
-            self._drivers[network.type] = driver
-        return driver
+        return self._driver_named(network.type)
+
+    def _driver_named(self, name: str) -> Network:
+        # One at a time: two objects of one plugin would not know of each other's locks.
+        with self._making:
+            driver = self._drivers.get(name)
+            if driver is None:
+                driver = Network(name, self._parts.plugin(Network.group, name))
+                self._drivers[name] = driver
+            return driver
 
     def _driver_of(self, port_id: str) -> Network | None:
         record = self._ports.get(port_id)
@@ -136,10 +145,12 @@ class Datapath:
             self._prepare(record.network)
 
     def _prepare(self, network: NetworkSpec) -> None:
-        self._driver(network).prepare(network)
-        if self._parts.config.network.metadata:
-            self._metadata.listen(network.network_id, network.bridge)
-        self.policies.watch(network.network_id)
+        # One at a time: the first ports of a network come at once, and so may a repair.
+        with self._preparing:
+            self._driver(network).prepare(network)
+            if self._parts.config.network.metadata:
+                self._metadata.listen(network.network_id, network.bridge)
+            self.policies.watch(network.network_id)
 
     def stop(self) -> None:
         """End what serves; taps, rules and leases stay for the instances that run."""
@@ -199,23 +210,36 @@ class Datapath:
 
     def detach(self, question: DetachPort) -> Done:
         """Remove tap, lease and metadata of a port. No error when there is none."""
-        driver = self._driver_of(question.port_id)
-        record = self._ports.get(question.port_id)
+        for port_id in self._meant(question):
+            self._detach(port_id)
+        return Done()
+
+    def _meant(self, question: DetachPort | UnguardPort) -> list[str]:
+        """Return the ports that a question is about: all known ones when it names none."""
+        if question.port_id:
+            return [question.port_id]
+        known = list(self._ports.items())
+        return [key for key, one in known if one.port.instance_id == question.instance_id]
+
+    def _detach(self, port_id: str) -> None:
+        driver = self._driver_of(port_id)
+        record = self._ports.get(port_id)
         if record is None or driver is None:
-            return Done(detail="it was not here")
-        driver.detach(question.port_id)
+            # Its record was lost with the journal; the tap may be there all the same.
+            for name in used_names(self._parts.config, Network.group):
+                self._driver_named(name).detach(port_id)
+            return
+        driver.detach(port_id)
         for address in record.port.addresses:
             self._by_address.pop((record.port.network_id, address), None)
-        self._note(question.port_id, is_attached=False)
-        return Done()
+        self._note(port_id, is_attached=False)
 
     def unguard(self, question: UnguardPort) -> Done:
         """Remove the rules of a port; one that still has a tap carries nothing from then on."""
-        record = self._ports.get(question.port_id)
-        if record is None:
-            return Done(detail="it was not here")
-        self.policies.drop(record.port.network_id, question.port_id)
-        self._note(question.port_id, is_guarded=False)
+        for port_id in self._meant(question):
+            self.policies.drop(port_id)
+            if port_id in self._ports:
+                self._note(port_id, is_guarded=False)
         return Done()
 
     def _note(self, port_id: str, **changes: bool) -> None:
@@ -236,7 +260,7 @@ class Datapath:
     def repair(self) -> None:
         """Bring back what somebody removed: rules, and the services of networks."""
         self.policies.repair()
-        for record in self._networks.values():
+        for record in list(self._networks.values()):
             if self._driver(record.network).list().warnings:
                 log.warning("network %s is not whole; it is repaired", record.network.network_id)
                 self._prepare(record.network)
