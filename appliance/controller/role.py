@@ -11,6 +11,7 @@ from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import (
     DeadLetter,
     Heartbeat,
+    Holding,
     Holdings,
     Inventory,
     Order,
@@ -103,15 +104,13 @@ def make_order(
     is_forced: bool = False,
 ) -> Order:
     """Return the order that carries out an action on the placement's node."""
-    spec = None
-    if action is Action.ORDER_RUN:
-        spec = instances.specs(tx, [instance.instance_id], parts.zone)[instance.instance_id]
+    specs = instances.specs(tx, [instance.instance_id], parts.zone)
     return Order(
         instance_id=instance.instance_id,
         epoch=placement.epoch,
         revision=instance.revision,
         verb=action.value,
-        spec=spec,
+        spec=specs.get(instance.instance_id),
         adopts_epoch=placement.adopts_epoch,
         is_forced=is_forced,
         request_id=instance.request_id,
@@ -138,9 +137,12 @@ def reboot(parts: NodeParts, message: RebootWanted, delivery: Delivery) -> None:
 
 
 def dead_letter(parts: NodeParts, message: DeadLetter, delivery: Delivery) -> None:
-    """Fail the instance whose order or placement nobody could handle."""
+    """Fail the instances whose order or placement nobody could handle."""
 
     def fail(tx: Transaction) -> None:
+        if message.kind == Place.__name__:
+            _fail_unplaced(tx, message)
+            return
         instance = instances.get(tx, message.instance_id) if message.instance_id else None
         if instance is None or message.kind != Order.__name__:
             return
@@ -152,6 +154,19 @@ def dead_letter(parts: NodeParts, message: DeadLetter, delivery: Delivery) -> No
         tx.cast("controller", Wanted(instance_id=instance.instance_id))
 
     delivery.once(fail)
+
+
+def _fail_unplaced(tx: Transaction, message: DeadLetter) -> None:
+    text = f"It could not be placed: {message.error}"
+    reason = Reason(code="Server.InternalError", message=text[:1000])
+    for instance in instances.find(tx, message.instance_ids):
+        kept = placements.active(tx, instance.instance_id)
+        if instance.desired is not Desired.RUNNING or instance.state is not InstanceState.PENDING:
+            continue
+        if kept is None:
+            instances.terminated(tx, instance, reason)
+        elif kept.memory_mib == 0:
+            instances.stopped(tx, instance, reason)
 
 
 def heartbeat(parts: NodeParts, message: Heartbeat) -> None:
@@ -192,14 +207,21 @@ def inventory(parts: NodeParts, question: Inventory) -> Holdings:
             if instance and placement:
                 orders.append(make_order(parts, tx, instance, placement, action))
             elif holding:
-                orders.append(_remove_stale(instance_id, holding.epoch, holding.revision))
+                orders.append(_remove_stale(instance, holding))
         return Holdings(orders=tuple(orders))
 
     return parts.need_store().read(compare)
 
 
-def _remove_stale(instance_id: str, epoch: int, revision: int) -> Order:
-    return Order(instance_id=instance_id, epoch=epoch, revision=revision + 1, verb="remove")
+def _remove_stale(instance: Instance | None, holding: Holding) -> Order:
+    """Return the order that removes a copy; its disk goes only if its owner wanted that."""
+    return Order(
+        instance_id=holding.instance_id,
+        epoch=holding.epoch,
+        revision=holding.revision + 1,
+        verb="remove",
+        sets_aside=instance is None or instance.state is not InstanceState.TERMINATED,
+    )
 
 
 def sweep(parts: NodeParts) -> None:

@@ -70,6 +70,6 @@ def order_for_holding(
     if held.revision >= instance.revision and held.state != "off":
         return Action.NONE  # the node is at it, or its report is on the way
     settled = {Action.ORDER_RUN: "running", Action.ORDER_STOP: "stopped"}
-    if held.state == settled.get(wanted):
-        return Action.NONE
+    if held.state == settled.get(wanted) and held.revision > 0:
+        return Action.NONE  # at revision 0 the node has only found it, and must learn what it is
     return wanted if wanted in settled else Action.NONE
