@@ -92,7 +92,7 @@ def _place_all(placing: Placing, tx: Transaction, message: Place, views: list[No
         if choice.node_id and is_enough:
             _order(tx, instance, kept, choice, specs[instance.instance_id])
         else:
-            _refuse(tx, instance, choice, message.min_count)
+            _refuse(tx, instance, kept, choice, message.min_count)
         timeline.record(tx, [_entry(placing, instance, choice, started_at, took_ms)])
 
 
@@ -197,7 +197,9 @@ def _order(
     tx.cast(node_topic("compute", choice.node_id), order)
 
 
-def _refuse(tx: Transaction, instance: Instance, choice: Decision, min_count: int) -> None:
+def _refuse(
+    tx: Transaction, instance: Instance, kept: Placement | None, choice: Decision, min_count: int
+) -> None:
     """End what could not be placed: a launch is terminated, a start leaves it stopped."""
     message = choice.summary
     if choice.node_id:
@@ -210,7 +212,7 @@ def _refuse(tx: Transaction, instance: Instance, choice: Decision, min_count: in
         # What failed on a node says more than that no other node is left.
         failed = instance.reason
         reason = Reason(code=failed.code, message=f"{failed.message} No other node: {message}")
-    if instance.launched_at:
+    if kept:
         instances.stopped(tx, instance, reason)
     else:
         instances.terminated(tx, instance, reason)
