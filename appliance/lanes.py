@@ -79,6 +79,12 @@ class Lanes:
     def _is_quiet(self) -> bool:
         return not self._ready and not self._running
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more work is taken."""
+        with self._changed:
+            return self._is_stopping
+
     def wait_quiet(self, deadline_s: float) -> bool:
         """Wait until there is nothing to do; say whether that came true in time."""
         with self._changed:

@@ -22,8 +22,8 @@ class Records(Protocol):
         """Return all records."""
         ...
 
-    def save(self, held: Held) -> None:
-        """Write one."""
+    def save(self, held: Held, *, before: Held) -> None:
+        """Write one in place of what it was before; raises Stale when a newer order has come."""
         ...
 
     def send_interim(self, held: Held, entries: list[TimelineEntry]) -> None:
@@ -46,19 +46,13 @@ class Attempt:
 
     def save(self, held: Held) -> None:
         """Write what a step found out, unless a newer order has come."""
-        self.check_wanted()
+        self._records.save(held, before=self.held)
         self.held = self._subject.held = held
-        self._records.save(held)
-
-    def is_overtaken_by(self, now: Held) -> bool:
-        """Say whether a record is that of a newer order."""
-        mine = (self.held.epoch, self.held.revision, self.held.verb)
-        return (now.epoch, now.revision, now.verb) != mine
 
     def is_overtaken(self) -> bool:
         """Say whether a newer order has come meanwhile."""
         now = self._records.held().get(self.held.instance_id)
-        return now is None or self.is_overtaken_by(now)
+        return now is None or not now.is_of_same_order(self.held)
 
     def check_wanted(self) -> None:
         """Raise Stale once a newer order has come."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance.compute.attic import set_aside
 from appliance.compute.subject import Subject
 from appliance.errors import Unavailable
 from appliance.images.disk import create_overlay
@@ -28,13 +29,15 @@ from appliance.model import (
     DiskAttachment,
     InjectionRequest,
     InstanceDefinition,
-    PowerState,
     TapAttachment,
 )
 from appliance.steps import Step
 
 GIB = 1 << 30
 _POLL_S = 0.2
+
+ALL_PORTS = ""
+"""Stands for the ports that the datapath knows: after a lost journal it alone does."""
 
 
 def bind(subject: Subject) -> str:
@@ -80,7 +83,7 @@ def attach_ports(subject: Subject) -> str:
 
 def detach_ports(subject: Subject) -> None:
     """Remove the taps."""
-    for port_id in subject.port_ids():
+    for port_id in (*subject.port_ids(), ALL_PORTS):
         question = DetachPort(instance_id=subject.instance_id, port_id=port_id)
         subject.ask_datapath(question, Done)
 
@@ -96,7 +99,7 @@ def apply_firewall(subject: Subject) -> str:
 
 def clear_firewall(subject: Subject) -> None:
     """Remove the rules of all ports."""
-    for port_id in subject.port_ids():
+    for port_id in (*subject.port_ids(), ALL_PORTS):
         question = UnguardPort(instance_id=subject.instance_id, port_id=port_id)
         subject.ask_datapath(question, Done)
 
@@ -105,6 +108,7 @@ def create_disks(subject: Subject) -> str:
     """Make the disks that are not there yet: overlays on the images."""
     subject.directory.mkdir(mode=0o711, exist_ok=True)
     made = []
+    subject.disks = []
     for index, device in enumerate(subject.spec.block_devices):
         path = subject.directory / f"disk-{index}.qcow2"
         size = device.disk_gib * GIB if device.disk_gib else None
@@ -133,7 +137,7 @@ def inject(subject: Subject) -> str:
         image_properties=subject.spec.image_properties,
     )
     result = subject.drivers.injection(subject.spec.injection).inject(request)
-    subject.disks.extend(result.disks)
+    subject.injected = list(result.disks)
     return result.summary
 
 
@@ -155,7 +159,7 @@ def define(subject: Subject) -> str:
             directory=str(subject.directory),
             vcpus=spec.vcpus,
             memory_mib=spec.memory_mib,
-            disks=tuple(subject.disks),
+            disks=(*subject.disks, *subject.injected),
             taps=tuple(
                 TapAttachment(
                     tap=subject.taps[port.port_id],
@@ -207,15 +211,14 @@ def shut_down(subject: Subject) -> str:
 
 
 def _is_running(subject: Subject) -> bool:
-    facts = subject.drivers.compute.list()
-    return any(
-        fact.instance_id == subject.instance_id and fact.power is PowerState.RUNNING
-        for fact in facts
-    )
+    return subject.drivers.runs(subject.instance_id)
 
 
 def remove_files(subject: Subject) -> None:
-    """Delete the instance's folder."""
+    """Delete the instance's folder; a disk whose end nobody has asked for is set aside."""
+    if subject.held.sets_aside and subject.held.is_kept:
+        set_aside(subject.parts.state_dir, subject.directory)
+        return
     try:
         shutil.rmtree(subject.directory)
     except FileNotFoundError:
@@ -245,6 +248,14 @@ LAUNCH: tuple[Step[Subject], ...] = (
 """From an order to a running instance."""
 
 _FORWARD = "It only goes forward: it is repeated until it succeeds."
+
+REJOIN: tuple[Step[Subject], ...] = (
+    Step(name="bind", do=bind, no_undo=_FORWARD),
+    Step(name="attach-ports", do=attach_ports, no_undo=_FORWARD),
+    Step(name="apply-firewall", do=apply_firewall, no_undo=_FORWARD),
+    Step(name="start", do=start, no_undo=_FORWARD),
+)
+"""From an instance that runs, of which the node has forgotten something, to one that it knows."""
 
 STOP: tuple[Step[Subject], ...] = (
     Step(name="shut-down", do=shut_down, no_undo=_FORWARD),

@@ -41,7 +41,8 @@ def judge(order: Order, held: Held | None, tombstone: Tombstone | None) -> Verdi
 def _newer_epoch(order: Order, held: Held) -> Verdict:
     if order.verb != "run":
         return Verdict.WORK
-    if order.adopts_epoch == held.epoch and held.is_kept:
+    # An older copy, too: a start that failed has placed it anew, and the disk stayed the same.
+    if held.is_kept and held.epoch <= order.adopts_epoch:
         return Verdict.WORK
     return Verdict.REMOVE_OLD_FIRST
 
@@ -56,7 +57,9 @@ def _same_epoch(order: Order, held: Held) -> Verdict:
         # It went off by itself, and the controller has not heard of it yet.
         return Verdict.REPORT_AGAIN if held.state == "stopped" else Verdict.DROP
     if held.verb == order.verb and held.state == settled.get(order.verb):
-        return Verdict.REPORT_AGAIN
+        # One that only the hypervisor knew has yet to learn what it is.
+        is_known = held.spec is not None or order.verb != "run"
+        return Verdict.REPORT_AGAIN if is_known else Verdict.WORK
     if held.verb == order.verb and held.state == "working":
         return Verdict.DROP
     return Verdict.WORK

@@ -16,7 +16,9 @@ class Held(Value, frozen=True, kw_only=True):
     ``verb`` is what was ordered last: ``run``, ``stop`` or ``remove``. ``state`` is where it is:
     ``working`` (the order is being carried out), ``running``, ``stopped``, or ``off`` (it was
     running before the power went, and waits for the controller's word). ``is_kept`` says that the
-    disk holds an owner's data: the instance has run before.
+    disk holds an owner's data: the instance has run before. ``revision`` is 0 where the hypervisor
+    alone knew of it. ``sets_aside`` keeps the disk at a removal, and ``successor`` is the order
+    that waits for it.
     """
 
     instance_id: str
@@ -29,9 +31,16 @@ class Held(Value, frozen=True, kw_only=True):
     binding: Binding | None = None
     is_kept: bool = False
     is_forced: bool = False
+    sets_aside: bool = False
+    successor: Order | None = None
     request_id: str = ""
     failure: Reason | None = None
     """Why a launch failed whose remains are being removed; ``None`` when that was asked for."""
+
+    def is_of_same_order(self, other: Held) -> bool:
+        """Say whether two records of an instance come from the same order."""
+        mine = (self.epoch, self.revision, self.verb)
+        return mine == (other.epoch, other.revision, other.verb)
 
 
 class Tombstone(Value, frozen=True, kw_only=True):
@@ -65,7 +74,9 @@ def held_by(order: Order, *, before: Held | None) -> Held:
         seq=before.seq if before and before.epoch == order.epoch else 0,
         spec=order.spec or (before.spec if before else None),
         binding=before.binding if before else None,
-        is_kept=before.is_kept if before else False,
+        # The disk that it goes on with is here, even when the journal was lost.
+        is_kept=before.is_kept if before else order.adopts_epoch > 0,
         is_forced=order.is_forced,
+        sets_aside=order.sets_aside,
         request_id=order.request_id,
     )

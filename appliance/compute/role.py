@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 
 import msgspec
 
 from appliance.compute.record import Held
 from appliance.compute.subject import Drivers
 from appliance.compute.worker import Worker
-from appliance.errors import AnynodeError
+from appliance.errors import AnynodeError, NotFound, Stale
 from appliance.hooks import Compute, Injection
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.images.cache import ImageCache
@@ -18,6 +19,8 @@ from appliance.images.store import ImageStore
 from appliance.journal import Journal
 from appliance.messages import (
     ConsoleRead,
+    Done,
+    GuardPort,
     Heartbeat,
     Holding,
     Holdings,
@@ -27,7 +30,7 @@ from appliance.messages import (
     ReportConfirmed,
     node_topic,
 )
-from appliance.model import PowerState, Reason
+from appliance.model import PowerEvent, PowerState, Reason
 from appliance.node import NodeParts
 from appliance.role import Periodic, Role
 
@@ -101,6 +104,8 @@ class ComputeNode:
         """Find out what is here after a restart of the program, or of the machine."""
         self.heartbeat()
         self._compare_with_hypervisor()
+        for held in self.worker.held().values():
+            self._parts.work.submit(held.instance_id, lambda held=held: self._check_ports(held))  # type: ignore[misc]
         self.worker.retry()
         self._watcher = threading.Thread(target=self._watch, name="power-events", daemon=True)
         self._watcher.start()
@@ -110,7 +115,6 @@ class ComputeNode:
         self._stopping.set()
         if self._watcher:
             self._watcher.join(EVENT_WAIT_S * 3)
-        self._parts.work.stop(30.0)
         self._journal.close()
 
     def _compare_with_hypervisor(self) -> None:
@@ -119,22 +123,41 @@ class ComputeNode:
         After a new boot an instance that is off waits for the controller's word; within the same
         boot it went off by itself.
         """
+        # The records first and last: what comes or goes meanwhile is neither off nor a stranger.
+        before = self.worker.held()
         facts = {fact.instance_id: fact for fact in self._driver.list()}
         is_new_boot = self._journal_boot_id() != self._parts.boot_id
-        for held in self.worker.held().values():
+        for held in before.values():
             fact = facts.get(held.instance_id)
             is_on = fact is not None and fact.power in (PowerState.RUNNING, PowerState.PAUSED)
             if held.state != "running" or is_on:
                 continue
             if is_new_boot:
-                self.worker.save(_off(held))
+                with suppress(Stale):
+                    self.worker.save(_off(held), before=held)
             else:
                 self.worker.went_off(held.instance_id, _reason(fact.power if fact else None, ""))
         for fact in facts.values():
-            if fact.instance_id not in self.worker.held():
+            if fact.instance_id not in {*before, *self.worker.held()}:
                 log.warning("instance %s is here but not in the journal", fact.instance_id)
                 self.worker.adopt(_found(fact.instance_id, fact.epoch, fact.power))
         self._journal.put("boot", "id", _Boot(boot_id=self._parts.boot_id))
+
+    def _check_ports(self, held: Held) -> None:
+        """Make sure that the rules of a running instance are in force and its ports are known."""
+        if held.state != "running" or held.binding is None:
+            return
+        topic = node_topic("datapath", self._parts.node_id)
+        deadline_s = self._parts.config.bus.call_deadline_s
+        try:
+            for port in held.binding.ports:
+                question = GuardPort(instance_id=held.instance_id, port_id=port.port_id)
+                self._parts.bus.call(topic, question, Done, deadline_s)
+        except NotFound as error:
+            log.warning("ports of %s are attached again: %s", held.instance_id, error)
+            self.worker.rejoin(held)
+        except AnynodeError as error:
+            log.warning("could not check the ports of %s: %s", held.instance_id, error)
 
     def _journal_boot_id(self) -> str:
         boot = self._journal.get("boot", "id", _Boot)
@@ -205,7 +228,13 @@ class ComputeNode:
                 continue
             for event in events:
                 if event.power in (PowerState.SHUT_OFF, PowerState.CRASHED):
-                    self.worker.went_off(event.instance_id, _reason(event.power, event.detail))
+                    self._went_off(event)
+
+    def _went_off(self, event: PowerEvent) -> None:
+        try:
+            self.worker.went_off(event.instance_id, _reason(event.power, event.detail))
+        except AnynodeError as error:
+            log.warning("that %s went off waits: %s", event.instance_id, error)
 
 
 def _reason(power: PowerState | None, detail: str) -> Reason:

@@ -12,7 +12,7 @@ from appliance.errors import PluginError
 from appliance.hooks import Compute, Injection
 from appliance.images.cache import ImageCache
 from appliance.messages import Message, node_topic
-from appliance.model import Binding, DiskAttachment, InstanceSpec
+from appliance.model import Binding, DiskAttachment, InstanceSpec, PowerState
 from appliance.node import NodeParts
 
 M = TypeVar("M", bound=Message)
@@ -31,6 +31,15 @@ class Drivers:
     def directory(self, instance_id: str) -> Path:
         """Return the folder of an instance."""
         return self.instances_dir / instance_id
+
+    def runs(self, instance_id: str, epoch: int | None = None) -> bool:
+        """Say whether an instance runs, at that epoch if one is given."""
+        return any(
+            fact.instance_id == instance_id
+            and fact.power in (PowerState.RUNNING, PowerState.PAUSED)
+            and epoch in (None, fact.epoch)
+            for fact in self.compute.list()
+        )
 
     def injection(self, name: str) -> Injection:
         """Return the injection plugin of that name, the node's default when it is empty.
@@ -60,6 +69,7 @@ class Subject:
     check_wanted: Callable[[], None]
     taps: dict[str, str] = field(default_factory=dict)
     disks: list[DiskAttachment] = field(default_factory=list)
+    injected: list[DiskAttachment] = field(default_factory=list)
     boot_files: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -91,7 +101,8 @@ class Subject:
 
     def port_ids(self) -> list[str]:
         """Return the ids of the instance's ports, in order of the device index."""
-        return [port.port_id for port in self.held.spec.ports] if self.held.spec else []
+        known = self.held.spec or self.held.binding
+        return [port.port_id for port in known.ports] if known else []
 
     def ask_datapath(self, question: Message, answer: type[M]) -> M:
         """Ask the datapath role of this node."""

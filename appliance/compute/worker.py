@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from appliance.bus import Delivery
 from appliance.compute.attempt import Attempt
-from appliance.compute.launch import LAUNCH, REMOVAL, STOP
+from appliance.compute.launch import LAUNCH, REJOIN, REMOVAL, STOP
 from appliance.compute.orders import Verdict, judge
 from appliance.compute.record import (
     HELD,
@@ -22,7 +22,7 @@ from appliance.compute.record import (
     report_key,
 )
 from appliance.compute.subject import Drivers
-from appliance.errors import AnynodeError
+from appliance.errors import AnynodeError, Stale
 from appliance.journal import Journal
 from appliance.messages import Order, Report, ReportConfirmed
 from appliance.model import Reason, TimelineEntry
@@ -57,17 +57,16 @@ class Worker:
             if verdict is Verdict.WORK and order.verb != "reboot":
                 self._put(held_by(order, before=held))
             elif verdict is Verdict.REMOVE_OLD_FIRST and held:
-                self._put(replace(held, verb="remove", state="working", is_kept=False))
+                self._put(_to_be_replaced(held, order))
+            elif verdict is Verdict.REPORT_AGAIN and held and order.revision > held.revision:
+                self._put(replace(held, revision=order.revision))
         match verdict:
             case Verdict.WORK if order.verb == "reboot":
                 self._parts.work.submit(order.instance_id, lambda: self._reboot(order))
-            case Verdict.WORK:
+            case Verdict.WORK | Verdict.REMOVE_OLD_FIRST:
                 self.resume(order.instance_id)
-            case Verdict.REMOVE_OLD_FIRST:
-                self.resume(order.instance_id)
-                self._parts.work.submit(order.instance_id, lambda: self.order(order))
             case Verdict.REPORT_AGAIN if held:
-                self._report(held, held.state)
+                self._report_again(held)
             case Verdict.REPORT_GONE:
                 self._finish(_unknown(order), "gone", None)
             case Verdict.REFUSE:
@@ -89,9 +88,15 @@ class Worker:
         self._journal.put(HELD, held.instance_id, held)
         self._held[held.instance_id] = held
 
-    def save(self, held: Held) -> None:
-        """Write an instance's record."""
+    def save(self, held: Held, *, before: Held) -> None:
+        """Write an instance's record in place of what it was before.
+
+        :raises Stale: a newer order has come; its record stays.
+        """
         with self._lock:
+            now = self._held.get(held.instance_id)
+            if now is None or not now.is_of_same_order(before):
+                raise Stale(f"A newer order for {held.instance_id} has come.")
             self._put(held)
 
     def _work(self, instance_id: str) -> None:
@@ -101,7 +106,13 @@ class Worker:
         if held is None or held.state != "working":
             return
         run = Attempt(self._drivers, held, self)
-        match held.verb:
+        try:
+            self._carry_out(run)
+        except Stale as stale:
+            log.info("work on %s was overtaken: %s", instance_id, stale)
+
+    def _carry_out(self, run: Attempt) -> None:
+        match run.held.verb:
             case "run":
                 self._launch(run)
             case "stop":
@@ -110,11 +121,16 @@ class Worker:
                 self._remove(run)
 
     def _launch(self, run: Attempt) -> None:
-        failure = run.steps(LAUNCH)
+        runs_already = self._drivers.runs(run.held.instance_id, run.held.epoch)
+        failure = run.steps(REJOIN if runs_already else LAUNCH)
         if failure is None:
             self._settle(run, "running", is_kept=True)
         elif run.is_overtaken():
             log.info("launch of %s was overtaken", run.held.instance_id)
+        elif runs_already or self._parts.work.is_stopping:
+            # What runs is not given up because the node cannot look after it now, and a launch
+            # that the end of the program cut off is taken up at its next start.
+            log.warning("launch of %s waits: %s", run.held.instance_id, failure.sentence)
         else:
             self._launch_failed(run, failure)
 
@@ -128,11 +144,11 @@ class Worker:
         if run.held.is_kept and failure.is_clean:
             self._settle(run, "stopped", reason=reason, is_asked=False)
         elif run.held.is_kept:
-            self.save(replace(run.held, verb="stop", failure=reason))
+            self.save(replace(run.held, verb="stop", failure=reason), before=run.held)
         elif failure.is_clean:
             self._finish(run.held, "failed", reason, run)
         else:
-            self.save(replace(run.held, verb="remove", failure=reason))
+            self.save(replace(run.held, verb="remove", failure=reason), before=run.held)
 
     def _stop(self, run: Attempt) -> None:
         failure = run.steps(STOP)
@@ -146,7 +162,9 @@ class Worker:
         failure = run.steps(REMOVAL)
         if failure is None:
             reason = run.held.failure
-            self._finish(run.held, "failed" if reason else "gone", reason, run)
+            ended = self._finish(run.held, "failed" if reason else "gone", reason, run)
+            if ended and ended.successor:
+                self.order(ended.successor)
         else:
             log.warning("removal of %s: %s", run.held.instance_id, failure.sentence)
 
@@ -162,7 +180,7 @@ class Worker:
         """Write where an instance has come to, unless a newer order has come, and report it."""
         with self._lock:
             now = self._held.get(run.held.instance_id)
-            if now is None or run.is_overtaken_by(now):
+            if now is None or not now.is_of_same_order(run.held):
                 return
             kept = now.is_kept if is_kept is None else is_kept
             settled = replace(now, state=state, is_kept=kept, failure=None, verb=_verb_of(state))
@@ -188,19 +206,39 @@ class Worker:
             self._held[held.instance_id] = numbered
         self._send(report)
 
+    def _report_again(self, held: Held) -> None:
+        """Repeat what the controller has not confirmed, with its reason; or say it anew."""
+        key = report_key(held.instance_id, held.epoch)
+        owed = self._journal.get(REPORT, key, OwedReport)
+        if owed and owed.report.state == held.state:
+            self._send(owed.report)
+        else:
+            self._report(held, held.state)
+
     def _finish(
         self, held: Held, state: str, reason: Reason | None, run: Attempt | None = None
-    ) -> None:
-        """Forget an instance of which nothing is left, refuse late orders for it, report it."""
+    ) -> Held | None:
+        """Forget an instance of which nothing is left, refuse late orders for it, report it.
+
+        Return the record that was forgotten; ``None`` when there was none, or a newer order has
+        come meanwhile, which then is the one to report.
+        """
         clock = self._parts.world.clock
         report = self._make_report(
             replace(held, seq=held.seq + 1), state, reason, True, run.entries if run else []
         )
         owed = OwedReport(report=report, sent_at=clock.now())
-        tombstone = Tombstone(instance_id=held.instance_id, epoch=held.epoch, made_at=clock.now())
         with self._lock:
             now = self._held.get(held.instance_id)
             is_ours = now is not None and now.epoch == held.epoch
+            if now is not None and is_ours and not now.is_of_same_order(held):
+                return None
+            known = self._tombstones.get(held.instance_id)
+            tombstone = Tombstone(
+                instance_id=held.instance_id,
+                epoch=max(held.epoch, known.epoch if known else 0),
+                made_at=clock.now(),
+            )
             changes = [
                 (TOMBSTONE, held.instance_id, tombstone),
                 (REPORT, report_key(held.instance_id, held.epoch), owed),
@@ -210,6 +248,7 @@ class Worker:
                 del self._held[held.instance_id]
             self._tombstones[held.instance_id] = tombstone
         self._send(report)
+        return now if is_ours else None
 
     def _make_report(
         self,
@@ -271,10 +310,16 @@ class Worker:
                 self.resume(held.instance_id)
 
     def went_off(self, instance_id: str, reason: Reason) -> None:
-        """Deal with an instance that is off although nobody on this node asked for it."""
+        """Deal with an instance that is off although nobody on this node asked for it.
+
+        What was seen may be outdated: it may have been stopped, and started again, since.
+        """
+        seen = self.held().get(instance_id)
+        if seen is None or seen.state != "running" or self._drivers.runs(instance_id):
+            return
         with self._lock:
             held = self._held.get(instance_id)
-            if held is None or held.state != "running":
+            if held != seen:
                 return
             self._put(replace(held, verb="stop", state="working", failure=reason))
         self.resume(instance_id)
@@ -287,7 +332,17 @@ class Worker:
 
     def adopt(self, held: Held) -> None:
         """Take up an instance that the hypervisor has and a lost journal has not."""
-        self.save(held)
+        with self._lock:
+            if held.instance_id not in self._held:
+                self._put(held)
+
+    def rejoin(self, held: Held) -> None:
+        """Work on an instance that runs as if it had yet to run: the node has lost its ports."""
+        with self._lock:
+            if self._held.get(held.instance_id) != held:
+                return
+            self._put(replace(held, state="working"))
+        self.resume(held.instance_id)
 
     def drop_tombstones(self, age_s: float) -> None:
         """Forget tombstones that are older than any order can be."""
@@ -301,6 +356,13 @@ class Worker:
 
 def _verb_of(state: str) -> str:
     return "run" if state == "running" else "stop"
+
+
+def _to_be_replaced(held: Held, order: Order) -> Held:
+    """Return the record of an older copy that makes room for an order."""
+    return replace(
+        held, verb="remove", state="working", sets_aside=True, failure=None, successor=order
+    )
 
 
 def _unknown(order: Order) -> Held:

@@ -98,7 +98,8 @@ def _on_hypervisor(facts: Facts, row: InstanceRow, placement: PlacementRow) -> I
         yield codes.DOMAIN_OFF.found(name, f"{name} should run and is {fact.power}.")
     if row.state is InstanceState.STOPPED and is_on:
         yield codes.DOMAIN_ON.found(name, f"{name} should be off and is {fact.power}.")
-    if fact.epoch != placement.epoch:
+    # What is off may keep the definition of an earlier start: the next one replaces it.
+    if fact.epoch > placement.epoch or (is_on and fact.epoch < placement.epoch):
         text = (
             f"{name} has epoch {fact.epoch} on the hypervisor and {placement.epoch} in the store."
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from appliance.compute.attic import set_aside
 from appliance.config import Config
 from appliance.datapath.record import PORT
 from appliance.journal import Journal
@@ -91,11 +90,8 @@ def _set_aside(config: Config, instance_id: str) -> str:
     facts = gather(config)
     if facts.hypervisor is None or instance_id in facts.hypervisor:
         return ""  # its disk may be in use
-    attic = config.state_dir / "attic"
-    attic.mkdir(mode=0o700, exist_ok=True)
     source = config.state_dir / "instances" / instance_id
-    target = attic / f"{instance_id}.{time.strftime('%Y%m%dT%H%M%S')}"
-    shutil.move(source, target)
+    target = set_aside(config.state_dir, source)
     return f"moved {source} to {target}"
 
 
