@@ -176,18 +176,27 @@ class Node:
         self._timers.append(thread)
         thread.start()
 
+    def _stop_role(self, role: Role) -> None:
+        try:
+            role.stop()
+        except Exception:
+            log.exception("role %s did not stop cleanly", role.name)
+
     def stop(self, deadline_s: float = 30.0) -> None:
-        """Stop the roles, the front door first; instances go on running. Safe to repeat."""
+        """Stop the roles; instances go on running. Safe to repeat.
+
+        The front door first, then the work on instances while others still answer it, then the
+        messages, and only then what the handlers of messages write to.
+        """
         self._stopping.set()
         for thread in self._timers:
             thread.join(deadline_s)
-        for role in reversed(list(self.roles.values())):
-            try:
-                role.stop()
-            except Exception:
-                log.exception("role %s did not stop cleanly", role.name)
+        if "api" in self.roles:
+            self._stop_role(self.roles["api"])
         self.work.stop(deadline_s)
         self.bus.stop(deadline_s)
+        for name in reversed([name for name in self.roles if name != "api"]):
+            self._stop_role(self.roles[name])
         self.roles.clear()
         self.store.close()
         if not self._lock.closed:
