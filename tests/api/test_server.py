@@ -364,6 +364,16 @@ def test_no_secret_is_in_a_log(front: Front, ec2: Any, caplog: pytest.LogCapture
     assert not re.search(r"Signature=[0-9a-f]{64}", text)
 
 
+def test_a_value_cannot_write_a_line_of_its_own_into_the_log(
+    front: Front, ec2: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="appliance")
+    code_of(ec2.create_key_pair, KeyName="a\nERROR forged\x1b[2J\u202e")
+    line = caplog.records[-1].getMessage()
+    assert "forged" in line
+    assert line.isprintable()
+
+
 def test_slow_senders_do_not_hold_the_server(
     front: Front, ec2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ class FrontDoor:
             progress.identity.user_name if progress.identity else "-",
             request.source,
             progress.request_id,
-            "".join(f" <- {cause}" for cause in progress.causes),
+            "".join(f" <- {_one_line(cause)}" for cause in progress.causes),
         )
         return reply
 
@@ -154,3 +154,8 @@ class FrontDoor:
                 told.exact_code, str(told), request_id=progress.request_id
             )
         return Reply(status=told.http_status, body=body, request_id=progress.request_id)
+
+
+def _one_line(text: str) -> str:
+    """Return text with its control characters spelled out: a value may hold a whole log line."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
