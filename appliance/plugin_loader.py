@@ -100,7 +100,10 @@ def used_names(config: Config, group: str) -> tuple[str, ...]:
 
 
 def _own_folder(parent: Path, name: str) -> Path:
+    """Return a plugin's folder; one that is there keeps the mode that the plugin has given it.
+
+    Commands make plugins beside a running node, whose own must not notice.
+    """
     folder = parent / "plugins" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

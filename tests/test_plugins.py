@@ -203,6 +203,16 @@ class TestLoading:
         for folder in (context.state_dir, context.run_dir):
             assert folder.stat().st_mode & 0o777 == 0o700
 
+    def test_a_folder_keeps_the_mode_that_its_plugin_gave_it(
+        self, offer: Offer, loader: PluginLoader, tmp_path: Path
+    ) -> None:
+        offer()
+        loader.create("appliance.weight", "mine")
+        folder = tmp_path / "run" / "plugins" / "weight-mine"
+        folder.chmod(0o711)
+        loader.create("appliance.weight", "mine")
+        assert folder.stat().st_mode & 0o777 == 0o711
+
     def test_credentials_go_to_those_who_authenticate_alone(
         self, offer: Offer, tmp_path: Path
     ) -> None:
