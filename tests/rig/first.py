@@ -27,6 +27,9 @@ PLACES = (
 A place that the machine has not is left out: to make it would leave it behind.
 """
 
+KNOWN = ("qemu", "storage", "secrets")
+"""Folders of ``/etc/libvirt`` that say what a libvirtd has, not how it works."""
+
 
 def mount(*words: str | Path) -> None:
     subprocess.run(["mount", *map(str, words)], check=True)
@@ -37,7 +40,8 @@ def make_places(directory: Path) -> None:
     for place in filter(os.path.isdir, PLACES):
         own = directory / "places" / place[1:].replace("/", "-")
         if place == "/etc/libvirt":
-            shutil.copytree(place, own, symlinks=True)
+            # Not the instances, networks and storage pools of the machine's own libvirt.
+            shutil.copytree(place, own, symlinks=True, ignore=shutil.ignore_patterns(*KNOWN))
         own.mkdir(parents=True, exist_ok=True)
         own.chmod(0o755)
         mount("--bind", own, place)

@@ -45,6 +45,7 @@ def test_places_and_interfaces_are_its_own() -> None:
         assert "rigtest0" in rig.run(["ls", "/sys/class/net"])
         assert rig.outside("/run/rig-test").exists()
         assert rig.outside("/etc/hostname") == Path("/etc/hostname")
+        assert rig.run(["ls", "-A", "/etc/libvirt/qemu"], is_checked=False) == ""
         assert rig.run(["hostname"]).strip() == "own"
         assert rig.python("-c", "import appliance; print(appliance.__name__)") == "appliance\n"
         with pytest.raises(AssertionError, match="ended with 3"):
