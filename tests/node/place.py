@@ -20,6 +20,7 @@ from tests.rig import Rig, wait_for
 GATEWAY = "10.64.0.1"
 NODE_OUTSIDE, WORLD = "10.99.0.1", "10.99.0.2"
 OFFERED_MIB = 6144
+API_PORT = 8773
 UP_S = 90
 _NODE_NAME = "node1"
 
@@ -92,7 +93,8 @@ memory_ratio = {_ratio():.6f}
             record = json.loads(node_process.record_path(self.run_dir).read_bytes())
         except FileNotFoundError:
             return False
-        return bool(record["is_up"]) and self.inside.connects("127.0.0.1", 8773)
+        # A killed node leaves its record: that it is up is said by a living process.
+        return bool(record["is_up"]) and self.inside.connects("127.0.0.1", API_PORT)
 
     @property
     def is_running(self) -> bool:
@@ -111,17 +113,20 @@ memory_ratio = {_ratio():.6f}
 
     def kill(self) -> None:
         """Kill the node's process, if it runs."""
-        if self._node is not None and self._node.poll() is None:
+        if self._node is not None and self.is_running:
             self.rig.signal(self._node, signal.SIGKILL)
             self._node.wait(30)
-            # Its lock is the last thing to go, with the process itself.
-            node_process.record_path(self.run_dir).unlink(missing_ok=True)
+
+    def stop(self) -> int:
+        """End the node's process as its owner would, and return its status."""
+        assert self._node is not None
+        self.rig.signal(self._node, signal.SIGTERM)
+        return self.wait_for_end()
 
     def close(self) -> None:
         """End the node's process; the rig ends the rest."""
-        if self._node is not None and self._node.poll() is None:
-            self.rig.signal(self._node, signal.SIGTERM)
-            self._node.wait(60)
+        if self.is_running:
+            self.stop()
         self.inside.close()
 
     def processes(self) -> dict[int, str]:
@@ -161,6 +166,10 @@ memory_ratio = {_ratio():.6f}
     def domains(self) -> list[str]:
         """Return the names of the domains that libvirt knows, on or off."""
         return self.rig.run(["virsh", "-q", "list", "--all", "--name"]).split()
+
+    def rules(self) -> str:
+        """Return the kernel's rules, without the counters and timers that change by themselves."""
+        return self.rig.run(["nft", "--stateless", "list", "ruleset"])
 
     def pings(self, address: str, wait_s: int = 1) -> bool:
         """Say whether an address answers the node."""
