@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from appliance.errors import CommandFailed, Unavailable
 START_S = 90.0
 STOP_S = 30.0
 _POLL_S = 0.1
+_KILL_S = 10.0
 _SHOWN_CHARACTERS = 2000
 
 
@@ -57,13 +59,17 @@ def record_path(run_dir: Path) -> Path:
 
 
 def start_ticks(pid: int) -> int:
-    """Return when a process was started, in clock ticks since boot; 0 when it has ended."""
+    """Return when a process was started, in clock ticks since boot; 0 when it has ended.
+
+    One whose first thread has ended still runs, and holds its locks, until the last one has.
+    """
     try:
         stat = Path("/proc", str(pid), "stat").read_text(encoding="ascii", errors="replace")
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0
     fields = stat.rpartition(")")[2].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    return 0 if fields[0] in "ZX" and threads <= 1 else int(fields[19])
 
 
 def find(run_dir: Path) -> NodeProcess | None:
@@ -176,38 +182,27 @@ def stop(process: NodeProcess, deadline_s: float = STOP_S) -> bool:
 
     :raises CommandFailed: it waits in the kernel and does not die.
     """
-    for number, wait_s in ((signal.SIGTERM, deadline_s), (signal.SIGKILL, 10.0)):
-        if _signal(process, number) and _wait_for_end(process, wait_s):
-            return number == signal.SIGTERM
+    try:
+        # A descriptor keeps the number from being given to another process meanwhile.
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
         if not process.is_alive:
-            return number == signal.SIGTERM
+            return True
+        for number, wait_s in ((signal.SIGTERM, deadline_s), (signal.SIGKILL, _KILL_S)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+            if select.select([descriptor], [], [], wait_s)[0]:
+                return number == signal.SIGTERM
+    finally:
+        os.close(descriptor)
     raise CommandFailed(f"The node's process {process.pid} does not end.")
 
 
-def _signal(process: NodeProcess, number: signal.Signals) -> bool:
-    """Send a signal to this very process; a descriptor keeps its number from being given away."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return False
-    try:
-        if not process.is_alive:
-            return False
-        signal.pidfd_send_signal(descriptor, number)
-        return True
-    except ProcessLookupError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for_end(process: NodeProcess, wait_s: float) -> bool:
-    end = time.monotonic() + wait_s
-    while process.is_alive:
-        if time.monotonic() > end:
-            return False
-        time.sleep(_POLL_S)
-    return True
+def up(process: NodeProcess) -> NodeProcess:
+    """Return what a node writes down once all its roles have started."""
+    return msgspec.structs.replace(process, is_up=True)
 
 
 def this_process(config: Config, config_path: Path | None, log_file: Path | None) -> NodeProcess:

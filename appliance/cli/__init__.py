@@ -6,7 +6,6 @@ Exit status: 0 done, 1 an error that the message explains, 2 the command line is
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -64,10 +63,6 @@ class Root(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("Interrupted.", err=True)
             return INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read the output has seen enough; the interpreter's own flush must not fail.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-            return 0
         except Exception as error:
             if is_debugging:
                 raise

@@ -55,7 +55,7 @@ def config(context: click.Context, access: Access, as_json: bool, changed: bool)
     print_table(("", "setting", "value", "default", "meaning"), rows, "None differs.")
 
 
-@config.command("show")
+@config.command("show", short_help="Show one setting, or all of a section.")
 @click.argument("name")
 @json_option
 @pass_access

@@ -91,7 +91,7 @@ class Report:
             ) from error
 
 
-@demo.command("up")
+@demo.command("up", short_help="Start a node and an instance that answers SSH.")
 @json_option
 @pass_access
 def up(access: Access, as_json: bool) -> None:
@@ -276,7 +276,7 @@ class _Demo:
         say(f"Stop it    make stop, or {program} demo down: removes the node and its instances")
 
 
-@demo.command("down")
+@demo.command("down", short_help="Stop the node and remove everything it made.")
 @json_option
 @pass_access
 def down(access: Access, as_json: bool) -> None:

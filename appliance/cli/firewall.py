@@ -22,7 +22,7 @@ def firewall() -> None:
     """Security groups, and what is in force on this node."""
 
 
-@firewall.command("list")
+@firewall.command("list", short_help="List groups, rules, members, and what is in force.")
 @click.option("--instance", "instance_text", metavar="ID", help="Only the groups of an instance.")
 @json_option
 @pass_access

@@ -13,7 +13,7 @@ def key() -> None:
     """Access keys, which sign EC2 calls (SSH keys are key pairs of the API)."""
 
 
-@key.command("create")
+@key.command("create", short_help="Make an access key; its secret is printed once.")
 @click.argument("user")
 @click.argument("project")
 @click.option("--env", "as_env", is_flag=True, help="Print the lines of an env file.")

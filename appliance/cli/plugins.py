@@ -33,7 +33,7 @@ def plugins() -> None:
     """What is installed, what is broken, what is used."""
 
 
-@plugins.command("list")
+@plugins.command("list", short_help="List the plugins of all groups, or of one.")
 @click.argument("group", required=False)
 @json_option
 @pass_access

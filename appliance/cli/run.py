@@ -48,8 +48,6 @@ def _endpoint_words(endpoint: str) -> str:
 
 
 def _run(access: Access, log_file: Path | None) -> None:
-    from msgspec.structs import replace
-
     from appliance import log, node_process
     from appliance.node import Node
     from appliance.world import World, crash_from_environment
@@ -68,7 +66,7 @@ def _run(access: Access, log_file: Path | None) -> None:
     with node_process.recorded(process, config.run_dir) as write:
         try:
             node.start()
-            write(replace(process, is_up=True))
+            write(node_process.up(process))
             signals.wait()
         finally:
             node.stop()

@@ -82,7 +82,7 @@ def _set_enabled(access: Access, name: str, *, is_enabled: bool) -> None:
     say(f"{word}d user {name}.")
 
 
-@user.command("delete")
+@user.command("delete", short_help="Delete a user with keys and memberships.")
 @click.argument("name")
 @pass_access
 def delete(access: Access, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -61,7 +61,7 @@ def verify(
     context.exit(FOUND_ERRORS if errors else 0)
 
 
-def _check_codes(ignored: Sequence[str], known: Sequence[str]) -> None:
+def _check_codes(ignored: Sequence[str], known: Collection[str]) -> None:
     unknown = [code for code in ignored if code not in known]
     if unknown:
         raise click.BadParameter(
