@@ -63,6 +63,8 @@ def order_for_holding(
     wanted = next_action(instance, placement)
     if held is None:
         return wanted if wanted in (Action.ORDER_RUN, Action.ORDER_REMOVE) else Action.NONE
+    if held.state == "off" and wanted is Action.NONE and instance.desired is Desired.STOPPED:
+        return Action.ORDER_STOP  # it waits for a word: whether it is to run again
     if held.epoch < placement.epoch:
         return wanted if wanted in (Action.ORDER_RUN, Action.ORDER_REMOVE) else Action.NONE
     if wanted is Action.ORDER_REMOVE:
