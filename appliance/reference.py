@@ -26,6 +26,16 @@ nobody knows are ignored.
 An action of EC2 that is not in this table answers `InvalidAction` (400), "… is not valid for this
 web service.". A filter that an action does not know answers `InvalidParameterValue`. The id of
 another project's resource does not exist. A body may hold 64 KB, user data 16 KB."""
+_VERIFY_TEXT = """\
+Errors make `anynode verify` end with status 3; warnings alone do not. The codes are stable and can
+be ignored one by one (`--ignore`). I1 to I6 and I9 are the invariants of the design; N1 is about
+the node's process, N2 about its networks and firewall, N3 about the machine, and N4 stands for
+what observer plugins have to say, under codes of their own.
+
+`--fix` repairs what has no owner any more and what was counted wrongly. It looks at each finding
+anew before it changes anything, never touches what has a live record or is not Anynode's, and sets
+disks aside (`attic` in the state folder) instead of deleting them."""
+
 _FIELD = re.compile(r"^:(param|returns|raises)\s*(\w*):\s*", re.MULTILINE)
 
 
@@ -78,11 +88,25 @@ def ec2_actions_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def verify_page() -> str:
+    """Return the page of all that ``anynode verify`` can find, and what helps."""
+    from appliance import verify
+
+    lines = ["# What verify finds", "", _WRITTEN, "", *_text(verify), ""]
+    lines += [*_VERIFY_TEXT.splitlines(), ""]
+    for code in verify.CODES.values():
+        fix = f"{code.fix[0].upper()}{code.fix[1:]}." if code.fix else "Nothing."
+        lines += [f"## {code.code}", "", f"{code.level.capitalize()}. {code.meaning}", ""]
+        lines += [f"- `--fix`: {fix}", f"- You: {code.operator}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "ec2-actions.md": ec2_actions_page,
     "hooks.md": hooks_page,
     "errors.md": errors_page,
     "settings.md": settings_page,
+    "verify.md": verify_page,
     "cli.md": cli_page,
 }
 """Every written page by its name under ``docs/reference``."""
