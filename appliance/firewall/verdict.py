@@ -252,6 +252,8 @@ def _judge(side: _Side, direction: Direction, peer: IPAddress, packet: Packet) -
         return Verdict(is_allowed=True, why="neighbour discovery")
     if packet.protocol in (TCP, SCTP, DCCP) and not packet.is_syn:
         return _drop("belongs to no known flow and opens none")
+    if packet.protocol == (ICMPV6 if packet.ether_type == ETHER_IPV4 else ICMP):
+        return _drop("is ICMP of the other version of IP")
     if _is_icmp(packet) and packet.icmp_type not in _OPENING_ICMP[packet.protocol]:
         return _drop("answers nothing that was asked")
     service = service_number(

@@ -21,6 +21,7 @@ from pyroute2 import IPRoute
 from appliance.firewall import METADATA_ADDRESS, NODE, UPLINK, Packet, link_local
 from appliance.hooks import Firewall
 from appliance.model import FirewallPort, NetworkPolicy, NetworkSpec
+from appliance.run import run
 from appliance.testing.firewall import FirewallInside
 from appliance.testing.frames import encode
 from appliance.testing.namespaces import Namespace, open_tap, set_up
@@ -124,6 +125,10 @@ class FirewallLab:
 
     def _come_out(self, end: str, sniffer: socket.socket | None) -> list[bytes]:
         return _drain(sniffer) if sniffer else self.received(end)
+
+    def forget_flows(self) -> None:
+        """Make the node's kernel forget every flow that it tracks."""
+        self.namespace.call(run, ["conntrack", "-F"], deadline_s=30)
 
     def _name(self, network: NetworkSpec, side: str) -> str:
         return uplink_name(network) if side == UPLINK else side

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from appliance.firewall import (
     BROADCAST_MAC,
@@ -28,10 +30,10 @@ from appliance.firewall import (
 from appliance.firewall.rules import ICMP, ICMPV6, TCP, UDP
 from appliance.model import NetworkPolicy, NetworkSpec
 from appliance.testing.firewall import BAD_RULES, allow, make_group, make_network, make_port
+from appliance.testing.firewall_draws import UPLINK_MAC, packets, policies
 from appliance.testing.firewall_lab import FirewallLab
 
-_PATIENCE_S = 5.0
-UPLINK_MAC = "0a:00:00:00:00:aa"
+_PATIENCE_S = 2.0
 STRANGER, STRANGER6 = "10.64.1.200", "fd00:1::c8"
 ALL_NODES_MAC, ALL_NODES = "33:33:00:00:00:01", "ff02::1"
 
@@ -94,6 +96,12 @@ class Bench:
             "ip_dst": self.b.addresses[1],
         }
         return self.packet(**fields | changes)
+
+    def numbered(self, packet: Packet) -> Packet:
+        """Return the packet with a source port, or identifier, that none before it had."""
+        if packet.source_port in (67, 68, 546, 547):
+            return packet
+        return msgspec.structs.replace(packet, source_port=next(self._ports))
 
     def check(self, packet: Packet, *, passes: bool, what: str = "") -> None:
         """Assert that model and plugin both let a packet through, or both do not."""
@@ -259,7 +267,13 @@ def node_table(b: Bench) -> Iterator[tuple[str, Packet, bool]]:
 
 
 class FirewallPacketContract:
-    """What every firewall plugin does to packets."""
+    """What every firewall plugin does to packets.
+
+    ``differential_examples`` is how many policies the differential test draws, each with twenty
+    packets.
+    """
+
+    differential_examples: ClassVar[int] = 60
 
     @pytest.fixture
     def make_plugin(self) -> Callable[[], object]:
@@ -435,6 +449,37 @@ class FirewallPacketContract:
         other.check(same, passes=False, what="no rule of the second network allows it")
         other.check(answer_to(same), passes=False, what="nor is it an answer there")
         assert bench.does_pass(answer_to(packet)), "the first flow is untouched"
+
+    def test_model_and_kernel_agree(self, bench: Bench) -> None:
+        """Whatever the rules and the packet: both let it through, or both do not."""
+        both = make_port(bench.network, 4, "sg-a", "sg-b")
+        bench.lab.add_ports(bench.network, [both])
+        ports, mac = (bench.a, bench.b, both), bench.lab.gateway_mac(bench.network)
+        drawn = packets(bench.network, ports, mac)
+        bench.lab.firewall.guard()
+
+        @settings(
+            max_examples=self.differential_examples,
+            # No shrinking: a packet that is lost costs a wait, and the text says enough.
+            phases=(Phase.generate,),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(
+            policy=policies(bench.network, ports),
+            several=st.lists(drawn, min_size=20, max_size=20),
+        )
+        def agree(policy: NetworkPolicy, several: list[Packet]) -> None:
+            bench.lab.firewall.sync(policy)
+            for packet in several:
+                bench.lab.forget_flows()
+                packet = bench.numbered(packet)
+                judged = verdict([policy], packet)
+                found = bench.does_pass(packet, wanted=judged.is_allowed)
+                assert found == judged.is_allowed, f"{judged.why}: {packet}"
+
+        agree()
 
 
 def answer_to(packet: Packet) -> Packet:

@@ -17,6 +17,7 @@ from appliance.model import FirewallGroup, FirewallPort, NetworkSpec
 
 _DISCOVERY = "ip6 hoplimit 255 icmpv6 type"
 _NOT_OPENING = "tcp flags & (fin | syn | rst | ack) != syn drop"
+_PROVE = f"meta priority set {PROOF}"
 _IP = {4: "ip", 6: "ip6"}
 _KINDS = {
     "p": ("meta l4proto", "inet_proto"),
@@ -40,8 +41,10 @@ def network_part(network: NetworkSpec, zone: int) -> Part:
         ),
         f"ingress.{net}": _to_instance(net),
         f"bridged.{net}": (
-            f'oifname "{bridge}" ct original zone {zone} meta priority set {PROOF}',
-            f'oifname "{bridge}" ct state untracked meta priority set {PROOF}',
+            f'oifname != "{bridge}" return',
+            f"ct state established,related ct original zone {zone} {_PROVE} accept",
+            f"ct original zone {zone} {_PROVE}",
+            f"ct state untracked {_PROVE}",
         ),
         f"input.{net}": tuple(_input_rules(network)),
         f"output.{net}": (
@@ -82,6 +85,8 @@ def _to_instance(net: str) -> tuple[str, ...]:
 def _new_flow(profiles: str) -> tuple[str, ...]:
     return (
         "ct state invalid,untracked drop",
+        "meta nfproto ipv4 meta l4proto ipv6-icmp drop",
+        "meta nfproto ipv6 meta l4proto icmp drop",
         _NOT_OPENING,
         f"meta priority vmap @{profiles}",
         "drop",
