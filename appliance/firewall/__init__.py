@@ -12,7 +12,7 @@ from appliance.firewall.packet import (
     Packet,
     Verdict,
 )
-from appliance.firewall.policy import apply_delta, diff
+from appliance.firewall.policy import apply_delta, changed_groups, diff
 from appliance.firewall.rules import Compiled, compile_rules, parse_rule, services
 from appliance.firewall.verdict import METADATA_ADDRESS, verdict
 
@@ -30,6 +30,7 @@ __all__ = [
     "PolicyIndex",
     "Verdict",
     "apply_delta",
+    "changed_groups",
     "compile_rules",
     "diff",
     "link_local",

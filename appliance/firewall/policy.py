@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from appliance.errors import Stale
-from appliance.model import NetworkPolicy, PolicyDelta
+from appliance.model import FirewallGroup, NetworkPolicy, PolicyDelta
 
 
 def apply_delta(policy: NetworkPolicy, delta: PolicyDelta) -> NetworkPolicy:
@@ -30,7 +32,7 @@ def apply_delta(policy: NetworkPolicy, delta: PolicyDelta) -> NetworkPolicy:
     for group_id in delta.removed_group_ids:
         groups.pop(group_id, None)
     ports |= {port.port_id: port for port in delta.ports}
-    groups |= {group.group_id: group for group in delta.groups}
+    groups |= changed_groups(groups, delta)
     return msgspec.structs.replace(
         policy,
         network=delta.network,
@@ -38,6 +40,27 @@ def apply_delta(policy: NetworkPolicy, delta: PolicyDelta) -> NetworkPolicy:
         ports=tuple(ports.values()),
         groups=tuple(groups.values()),
     )
+
+
+def changed_groups(
+    known: Mapping[str, FirewallGroup], delta: PolicyDelta
+) -> dict[str, FirewallGroup]:
+    """Return the groups that a difference replaces or gives other members, as they are then.
+
+    A change of members of a group that is not known, or that comes whole, says nothing new.
+    """
+    whole = {group.group_id: group for group in delta.groups}
+    changed: dict[str, FirewallGroup] = {}
+    for change in delta.member_changes:
+        group = changed.get(change.group_id) or known.get(change.group_id)
+        if group is None or change.group_id in whole:
+            continue
+        members = dict.fromkeys(group.members)
+        for address in change.removed:
+            members.pop(address, None)
+        members |= dict.fromkeys(change.added)
+        changed[change.group_id] = msgspec.structs.replace(group, members=tuple(members))
+    return changed | whole
 
 
 def diff(old: NetworkPolicy, new: NetworkPolicy) -> PolicyDelta:

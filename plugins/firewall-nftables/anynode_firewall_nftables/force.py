@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from anynode_firewall_nftables import render
 from anynode_firewall_nftables.names import checked_network_id
 from anynode_firewall_nftables.parts import EMPTY, Part
+from appliance.firewall import changed_groups
 from appliance.model import FirewallGroup, FirewallPort, NetworkPolicy, NetworkSpec, PolicyDelta
 
 PartKey = tuple[str, str]
@@ -68,7 +69,7 @@ def apply_delta(old: InForce, delta: PolicyDelta) -> InForce:
     return _Change(old, delta.network).apply(
         delta.to_revision,
         delta.ports,
-        delta.groups,
+        changed_groups(old.groups, delta).values(),
         delta.removed_port_ids,
         delta.removed_group_ids,
     )
