@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -26,7 +27,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = "auto"
     start_daemon: Annotated[
-        bool, Meta(description="start libvirt's daemons when qemu:///system does not answer")
+        bool,
+        Meta(
+            description="start libvirt's daemons when qemu:///system does not answer, "
+            "at the node's start and later"
+        ),
     ] = True
 
 
@@ -43,11 +48,16 @@ def create(settings: Settings, context: PluginContext) -> object:
             f"The libvirt binding of this Python cannot be imported: {error}.",
             hint=f"Install libvirt-python; it needs libvirt itself: {APT_LINE}",
         ) from error
+    revive = None
     started: tuple[int, ...] = ()
     if settings.start_daemon and settings.uri == SYSTEM_URI:
-        started = ensure_daemons(context.run_dir, socket_path=SOCKET)
+        revive = partial(ensure_daemons, context.run_dir, socket_path=SOCKET)
+        started = revive()
     driver = LibvirtCompute(
-        uri=settings.uri, virtualization=settings.virtualization, disk_path=context.state_dir
+        uri=settings.uri,
+        virtualization=settings.virtualization,
+        disk_path=context.state_dir,
+        revive=revive,
     )
     if started:
         # Its socket answers at once, but a first start looks at every QEMU binary: 10 s.

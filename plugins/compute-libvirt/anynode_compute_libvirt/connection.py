@@ -49,7 +49,8 @@ class Connection:
     """Calls to one libvirtd, from any thread.
 
     ``on_open`` runs with each fresh connection before anything else does; ``on_event`` is given
-    domain, event and detail of each life-cycle event, on libvirt's event thread.
+    domain, event and detail of each life-cycle event, on libvirt's event thread. ``revive`` is
+    called when libvirtd cannot be reached, and may start it.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Connection:
         *,
         on_open: Callable[[Any], None],
         on_event: Callable[[Any, int, int], None],
+        revive: Callable[[], object] | None = None,
     ) -> None:
         self.uri = uri
+        self._revive = revive
         self._on_open = on_open
         self._on_event = on_event
         self._open_lock = threading.Lock()
@@ -138,7 +141,7 @@ class Connection:
             self._live = None
             _run_event_loop()
             try:
-                live = libvirt.open(self.uri)
+                live = self._reached()
                 _keep_alive(live)
                 live.domainEventRegisterAny(
                     None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
@@ -152,6 +155,20 @@ class Connection:
             log.info("connected to libvirtd at %s", self.uri)
             self._live = live
             return live
+
+    def _reached(self) -> Any:
+        try:
+            return libvirt.open(self.uri)
+        except libvirt.libvirtError:
+            if self._revive is None:
+                raise
+        try:
+            self._revive()
+        except AnynodeError as error:
+            raise Unavailable(
+                f"libvirtd at {self.uri} does not answer and cannot be started.", hint=error.hint
+            ) from error
+        return libvirt.open(self.uri)
 
     def _lifecycle(self, _live: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
         self._on_event(domain, event, detail)

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,22 @@ def has_virtualization_flags(cpuinfo: str) -> bool:
 class LibvirtCompute:
     """Instances as domains of one libvirtd; safe to use from several threads."""
 
-    def __init__(self, *, uri: str, virtualization: str, disk_path: Path) -> None:
+    def __init__(
+        self,
+        *,
+        uri: str,
+        virtualization: str,
+        disk_path: Path,
+        revive: Callable[[], object] | None = None,
+    ) -> None:
         self._virtualization = virtualization
         self._disk_path = disk_path
         self._machine = Machine(is_kvm=False)
         self._hypervisor = ""
         self._watch = PowerWatch()
-        self._connection = Connection(uri, on_open=self._opened, on_event=self._event)
+        self._connection = Connection(
+            uri, on_open=self._opened, on_event=self._event, revive=revive
+        )
         self._outage = threading.Event()
         self._opened_at = 0.0
 

@@ -256,6 +256,27 @@ class TestConnection:
             connection.call("list", lambda _live: None, deadline_s=10)
         assert not connection.is_alive
 
+    def test_a_libvirtd_that_is_away_is_revived_before_it_is_given_up(self, tmp_path: Path) -> None:
+        tries = []
+
+        def revive() -> None:
+            tries.append("once")
+            if len(tries) == 2:
+                raise ConfigError("It is not installed.", hint="Install it.")
+
+        connection = Connection(
+            f"qemu+unix:///system?socket={tmp_path}/none",
+            on_open=lambda _live: None,
+            on_event=lambda *_event: None,
+            revive=revive,
+        )
+        with pytest.raises(Unavailable, match="does not answer: "):
+            connection.call("list", lambda _live: None, deadline_s=10)
+        with pytest.raises(Unavailable, match="cannot be started") as caught:
+            connection.call("list", lambda _live: None, deadline_s=10)
+        assert len(tries) == 2
+        assert caught.value.hint == "Install it."
+
 
 @pytest.mark.parametrize(
     ("flags", "has"),
