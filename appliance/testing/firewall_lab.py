@@ -7,6 +7,7 @@ own has to: what must arrive is waited for, what must not is looked for once.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import socket
@@ -20,12 +21,13 @@ from pyroute2 import IPRoute
 
 from appliance.firewall import METADATA_ADDRESS, NODE, UPLINK, Packet, link_local
 from appliance.hooks import Firewall
-from appliance.model import FirewallPort, NetworkPolicy, NetworkSpec
+from appliance.model import FirewallPort, NetworkSpec
 from appliance.run import run
 from appliance.testing.firewall import FirewallInside
 from appliance.testing.frames import encode
 from appliance.testing.namespaces import Namespace, open_tap, set_up
 
+_CLONE_NEWNET = 0x40000000
 _SYSCTL = Path("/proc/sys/net")
 _SIOCGIFHWADDR = 0x8927
 _READ_BYTES = 65600
@@ -37,11 +39,15 @@ class FirewallLab:
 
     def __init__(self, plugin: object, name: str = "lab") -> None:
         self.namespace = Namespace()
-        self.firewall: Firewall = FirewallInside(name, plugin, self.namespace)
+        self.install(plugin, name)
         self._taps: dict[str, int] = {}
         self._macs: dict[str, str] = {}
         self._sniffers: dict[tuple[int, int], socket.socket] = {}
         self.namespace.call(_forward)
+
+    def install(self, plugin: object, name: str = "lab") -> None:
+        """Give the node another plugin; what the one before has put in force stays."""
+        self.firewall: Firewall = FirewallInside(name, plugin, self.namespace)
 
     def close(self) -> None:
         """Remove the node."""
@@ -144,10 +150,12 @@ class FirewallLab:
         return self._sniffers[key]
 
 
-def apply_policies(lab: FirewallLab, policies: Sequence[NetworkPolicy]) -> None:
-    """Put policies in force on the node."""
-    for policy in policies:
-        lab.firewall.sync(policy)
+def join(namespace: Namespace) -> None:
+    """Take the calling thread into a namespace, for the rest of its life."""
+    path = f"/proc/self/task/{namespace.thread_id}/ns/net"
+    with open(path) as place:
+        if ctypes.CDLL(None, use_errno=True).setns(place.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
 
 
 def uplink_name(network: NetworkSpec) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 
-from anynode_firewall_nftables.base import NETWORK_MAPS
 from anynode_firewall_nftables.force import InForce
 from anynode_firewall_nftables.kernel import Leftover, Stored
 from anynode_firewall_nftables.parts import EMPTY, INET, Transaction, key_of
@@ -28,7 +28,9 @@ def choose_zone(policy: NetworkPolicy, stored: Mapping[str, Stored]) -> int:
     if network.network_id in stored:
         return stored[network.network_id].zone
     taken = {item.zone for item in stored.values()}
-    return next(zone for zone in range(1, _ZONES + 1) if zone not in taken)
+    # From the id, so that two programs that choose at the same moment hardly choose the same.
+    first = zlib.crc32(network.network_id.encode())
+    return next(zone for n in range(_ZONES) if (zone := (first + n) % _ZONES + 1) not in taken)
 
 
 def difference(old: InForce, new: InForce) -> list[str]:
@@ -57,8 +59,7 @@ def replacement(leftover: Leftover, stored: Stored | None, new: InForce | None) 
     for name, keys in leftover.elements.items():
         change.delete(name, keys)
     if stored:
-        for name in (*NETWORK_MAPS, "networks"):
-            change.delete(f"{INET} {name}", [f'"{stored.bridge}"'])
+        change.delete(_NETWORKS, [f'"{stored.bridge}"'])
     fresh = Transaction()
     parts = new.parts.values() if new else ()
     for part in parts:

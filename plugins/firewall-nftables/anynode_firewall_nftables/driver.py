@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from anynode_firewall_nftables import bridging
@@ -54,8 +54,7 @@ class NftablesFirewall:
             outdated = self._outdated()
             stored = {} if outdated else self._ruleset.stored() or {}
             new = compile_policy(policy, choose_zone(policy, stored))
-            leftover = self._ruleset.leftover(net) if net in stored else Leftover()
-            change = replacement(leftover, stored.get(net), new)
+            change = replacement(self._leftover(net, stored), stored.get(net), new)
             self._apply([*outdated, *render_base(), *change])
             old = self._in_force.get(net)
             self._in_force[net] = new
@@ -88,10 +87,10 @@ class NftablesFirewall:
         """Remove all that the kernel has of a network."""
         net = checked_network_id(network_id)
         with self._lock:
-            stored = (self._ruleset.stored() or {}).get(net)
+            stored = self._ruleset.stored() or {}
             old = self._in_force.get(net)
-            if stored:
-                self._apply(replacement(self._ruleset.leftover(net), stored, None))
+            if net in stored:
+                self._apply(replacement(self._leftover(net, stored), stored[net], None))
             self._in_force.pop(net, None)
             if old:
                 nothing = InForce(network=old.network, revision=0, zone=old.zone)
@@ -146,6 +145,11 @@ class NftablesFirewall:
             for family in ("bridge", "inet")
             if self._ruleset.has_layout(family) is False
         ]
+
+    def _leftover(self, net: str, stored: Mapping[str, Stored]) -> Leftover:
+        if net not in stored:
+            return Leftover()
+        return self._ruleset.leftover(net, stored[net].bridge)
 
     def _apply(self, commands: Iterable[str]) -> None:
         """Apply a transaction; what was sound before and met no other transaction is sound."""

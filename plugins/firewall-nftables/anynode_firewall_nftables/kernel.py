@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from anynode_firewall_nftables.base import BRIDGE_SETS, LAYOUT, TABLE
+from anynode_firewall_nftables.base import BRIDGE_SETS, LAYOUT, NETWORK_MAPS, TABLE
 from anynode_firewall_nftables.parts import BRIDGE, INET
 from appliance.errors import CommandFailed, ConfigError
 
@@ -94,16 +94,12 @@ class Ruleset:
             raise CommandFailed(f"nft {command} failed: {error[:_SHOWN_CHARACTERS]}")
         return json.loads(answer)["nftables"] if answer else []
 
-    def elements(self, name: str) -> list[Any] | None:
-        """Return the elements of a set (family, table and name); ``None`` when it is missing."""
-        objects = self.ask(f"list set {name}")
+    def elements(self, name: str, kind: str = "set") -> list[Any] | None:
+        """Return the elements of a set or map (family, table, name); ``None`` when missing."""
+        objects = self.ask(f"list {kind} {name}")
         if objects is None:
             return None
-        found: list[Any] = []
-        for item in objects:
-            for kind in ("set", "map"):
-                found += item.get(kind, {}).get("elem", [])
-        return found
+        return [element for item in objects for element in item.get(kind, {}).get("elem", [])]
 
     def stored(self) -> dict[str, Stored] | None:
         """Return what the kernel remembers, by network; ``None`` when our table is missing."""
@@ -162,9 +158,13 @@ class Ruleset:
         elements = self.elements(name)
         return None if elements is None else list(map(_key, elements))
 
-    def leftover(self, network_id: str) -> Leftover:
+    def leftover(self, network_id: str, bridge: str) -> Leftover:
         """Return all that the kernel has of one network; costs a listing of our tables."""
         found = Leftover()
+        for name in NETWORK_MAPS:
+            pairs = self.elements(f"{INET} {name}", "map") or []
+            if any(key == bridge for key, _ in pairs):
+                found.elements[f"{INET} {name}"] = {f'"{bridge}"'}
         for item in self._terse(f"list table {INET}"):
             for kind in ("set", "map", "chain"):
                 name = item.get(kind, {}).get("name", "")
