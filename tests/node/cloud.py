@@ -140,6 +140,11 @@ class Instance:
         found: dict[str, Any] = wait_for(reached, deadline_s, f"{self.instance_id} to be {state}")
         return found
 
+    def wait_end(self) -> dict[str, Any]:
+        """Wait until it is terminated and return the description."""
+        wait_for(lambda: self.state == "terminated", STATE_S, f"{self.instance_id} to end")
+        return self.describe()
+
     def console(self) -> str:
         """Return the serial output that the API gives."""
         return str(self.cloud.get_console_output(InstanceId=self.instance_id).get("Output") or "")
@@ -215,7 +220,7 @@ class Instance:
         """Terminate it and wait until it is."""
         self.disconnect()
         self.cloud.terminate_instances(InstanceIds=[self.instance_id])
-        wait_for(lambda: self.state == "terminated", STATE_S, f"{self.instance_id} to end")
+        self.wait_end()
 
 
 def tcp(port: int, cidr: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.node.cloud import Cloud, Instance
+from tests.node.commands import CommandWatch
 from tests.node.inside import Inside
 from tests.node.place import NODE_OUTSIDE, WORLD, Place
 from tests.rig import ROOT, Rig
@@ -103,17 +104,25 @@ def cloud(place: Place, only_cloud: Cloud) -> Cloud:
 
 
 @pytest.fixture(scope="session")
-def first(only_cloud: Cloud) -> Instance:
-    """The first instance: all that a launch may bring, open to the node by SSH and ping."""
+def seen_commands() -> set[str]:
+    """The command lines of all that ran while the first instance was launched."""
+    return set()
+
+
+@pytest.fixture(scope="session")
+def first(only_cloud: Cloud, seen_commands: set[str]) -> Instance:
+    """The first instance: all that a launch may bring, open to the node by SSH."""
     group = only_cloud.make_group("open")
-    instance = only_cloud.launch(
-        SecurityGroupIds=[group],
-        UserData=USER_DATA,
-        TagSpecifications=[
-            {"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "first"}]}
-        ],
-    )
-    only_cloud.wait("instance_running", instance.instance_id)
+    with CommandWatch(only_cloud.place.rig.pid) as watch:
+        instance = only_cloud.launch(
+            SecurityGroupIds=[group],
+            UserData=USER_DATA,
+            TagSpecifications=[
+                {"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "first"}]}
+            ],
+        )
+        only_cloud.wait("instance_running", instance.instance_id)
+    seen_commands.update(watch.seen)
     instance.wait_booted()
     return instance
 

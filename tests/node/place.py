@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -85,6 +84,13 @@ memory_ratio = {_ratio():.6f}
         :raises AssertionError: it ended.
         """
         self.begin()
+        self.wait_up()
+
+    def wait_up(self) -> None:
+        """Wait until the process that was begun is up.
+
+        :raises AssertionError: it ended.
+        """
         wait_for(self._is_up, UP_S, "the node to be up")
 
     def _is_up(self) -> bool:
@@ -183,11 +189,3 @@ def _ratio() -> float:
     assert found is not None
     reserved_mib = 512
     return OFFERED_MIB / (int(found[1]) / 1024 - reserved_mib)
-
-
-def is_readable_by_all(path: Path, top: Path) -> bool:
-    """Say whether every user may read a file, if it may enter ``top``."""
-    if not path.stat().st_mode & 0o004:
-        return False
-    inner = [one for one in path.parents if one.is_relative_to(top)]
-    return all(os.stat(one).st_mode & 0o001 for one in inner)
