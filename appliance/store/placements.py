@@ -149,15 +149,18 @@ def end(tx: Transaction, placement: Placement, reason: str) -> bool:
             placements.c.phase.in_(ACTIVE),
         )
         .values(phase=Phase.GONE.value, reason=reason, changed_at=tx.now)
+        .returning(placements.c.vcpus, placements.c.memory_mib, placements.c.disk_gib)
     )
-    if tx.execute(statement).rowcount != 1:
+    # What the row says now, not what it said when the caller read it: a stop may lie between.
+    row = tx.execute(statement).first()
+    if row is None:
         return False
     nodes.unclaim(
         tx,
         placement.node_id,
-        vcpus=placement.vcpus,
-        memory_mib=placement.memory_mib,
-        disk_gib=placement.disk_gib,
+        vcpus=row.vcpus,
+        memory_mib=row.memory_mib,
+        disk_gib=row.disk_gib,
         instances=1,
     )
     return True
@@ -198,6 +201,8 @@ def free_while_stopped(tx: Transaction, placement: Placement) -> None:
             placements.c.epoch == placement.epoch,
             placements.c.phase.in_(ACTIVE),
             placements.c.memory_mib > 0,
+            placements.c.memory_mib == placement.memory_mib,
+            placements.c.vcpus == placement.vcpus,
         )
         .values(vcpus=0, memory_mib=0, changed_at=tx.now)
     )

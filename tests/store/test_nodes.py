@@ -1,0 +1,79 @@
+"""Nodes: joining, offering, being heard of, and falling silent."""
+
+from __future__ import annotations
+
+from appliance.model import NodeCapacity
+from appliance.store import Transaction, nodes
+from appliance.store.schema import node_status
+from tests.store.conftest import Site
+
+CAPACITY = NodeCapacity(vcpus=4, memory_mib=8192, disk_gib=100)
+
+
+def beat(site: Site, *node_ids: str) -> None:
+    def seen(tx: Transaction) -> None:
+        for node_id in node_ids:
+            nodes.seen(tx, node_id, "boot", CAPACITY)
+
+    site.store.transaction(seen)
+
+
+def fall_silent(site: Site, *node_ids: str) -> None:
+    site.store.transaction(
+        lambda tx: tx.execute(
+            node_status.update().where(node_status.c.node_id.in_(node_ids)).values(seen_at=1.0)
+        )
+    )
+
+
+def up(site: Site) -> set[str]:
+    return {view.node_id for view in site.store.read(nodes.views) if view.is_up}
+
+
+def mark(site: Site) -> list[str]:
+    return site.store.transaction(lambda tx: nodes.mark_silent_down(tx, 30.0))
+
+
+def test_a_lone_node_that_falls_silent_is_down(site: Site) -> None:
+    node_id = site.add_node("a")
+    assert up(site) == set()
+    beat(site, node_id)
+    assert up(site) == {node_id}
+    assert mark(site) == []
+    fall_silent(site, node_id)
+    assert mark(site) == [node_id]
+    assert mark(site) == []
+    assert up(site) == set()
+    beat(site, node_id)
+    assert up(site) == {node_id}
+
+
+def test_when_many_fall_silent_at_once_the_bus_is_suspected(site: Site) -> None:
+    ids = [site.add_node(name) for name in "abcdefghij"]
+    beat(site, *ids)
+    fall_silent(site, *ids[:4])
+    assert mark(site) == []
+    assert up(site) == set(ids)
+    beat(site, ids[3])
+    assert sorted(mark(site)) == sorted(ids[:3])
+
+
+def test_an_offer_keeps_the_claims(site: Site) -> None:
+    node_id = site.add_node("a", vcpus=4)
+    assert site.store.transaction(
+        lambda tx: nodes.claim(tx, node_id, vcpus=3, memory_mib=10, disk_gib=1)
+    )
+    site.add_node("a", vcpus=2)
+    (view,) = site.store.read(nodes.views)
+    assert (view.vcpus, view.vcpus_claimed) == (2, 3)
+    assert not site.store.transaction(
+        lambda tx: nodes.claim(tx, node_id, vcpus=0, memory_mib=10, disk_gib=1)
+    )
+
+
+def test_status_of_all(site: Site) -> None:
+    beat(site, site.add_node("b"))
+    site.add_node("a")
+    found = site.store.read(nodes.status)
+    assert [(one.name, one.is_up) for one in found] == [("a", False), ("b", True)]
+    assert found[1].capacity == CAPACITY
