@@ -178,7 +178,9 @@ class Instance:
 
     def bring_up(self) -> None:
         """Make sure that it runs and lets in by SSH: start it if it is stopped."""
-        if self.describe()["State"]["Name"] == "stopped":
+        is_settled = ("running", "stopped", "terminated")
+        wait_for(lambda: self.state in is_settled, STATE_S, f"{self.instance_id} to settle")
+        if self.state == "stopped":
             boots = self.boots()
             self.cloud.start_instances(InstanceIds=[self.instance_id])
             self.wait_state("running")

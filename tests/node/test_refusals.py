@@ -13,7 +13,7 @@ pytestmark = pytest.mark.node
 
 
 def test_what_fits_nowhere_is_terminated_and_says_why(place: Place, cloud: Cloud) -> None:
-    instance = cloud.launch(InstanceType="m1.xlarge")
+    instance = cloud.launch(InstanceType="t3.xlarge")
     reason = instance.wait_end()["StateReason"]
     assert reason["Code"] == "Server.InsufficientInstanceCapacity"
     assert "None of 1 nodes can hold it" in reason["Message"]
@@ -26,7 +26,7 @@ def test_what_fits_nowhere_is_terminated_and_says_why(place: Place, cloud: Cloud
 
 def test_all_of_a_reservation_or_nothing(place: Place, cloud: Cloud) -> None:
     before = set(place.taps())
-    wanted = {"ImageId": cloud.image_id, "InstanceType": "m1.medium"}
+    wanted = {"ImageId": cloud.image_id, "InstanceType": "t3.medium"}
     answer = cloud.run_instances(MinCount=3, MaxCount=3, **wanted)
     for each in answer["Instances"]:
         found = Instance(cloud, each["InstanceId"]).wait_end()
