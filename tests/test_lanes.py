@@ -47,8 +47,12 @@ def test_keys_run_at_once_but_no_more_than_allowed(lanes: Lanes) -> None:
 
 def test_no_key_means_no_order(lanes: Lanes) -> None:
     meet = threading.Barrier(3)
+
+    def wait() -> None:
+        meet.wait(10)
+
     for _ in range(3):
-        lanes.submit("", lambda: meet.wait(10) and None)
+        lanes.submit("", wait)
     assert lanes.wait_quiet(10)
 
 
@@ -103,7 +107,11 @@ def test_stop_finishes_what_runs_and_drops_the_rest(lanes: Lanes) -> None:
 def test_quiet_only_when_it_is(lanes: Lanes) -> None:
     assert lanes.wait_quiet(0)
     may_go_on = threading.Event()
-    lanes.submit("a", lambda: may_go_on.wait(10) and None)
+
+    def wait() -> None:
+        may_go_on.wait(10)
+
+    lanes.submit("a", wait)
     assert not lanes.wait_quiet(0.05)
     may_go_on.set()
     assert lanes.wait_quiet(10)
