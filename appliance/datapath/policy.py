@@ -7,7 +7,7 @@ import threading
 
 from appliance.bus import Bus
 from appliance.errors import Conflict, Stale
-from appliance.firewall.policy import apply_delta
+from appliance.firewall.policy import apply_delta, without_unused_groups
 from appliance.hooks import Firewall
 from appliance.messages import GetPolicy, PolicyAnswer
 from appliance.model import NetworkPolicy, PolicyDelta
@@ -82,6 +82,7 @@ class PolicyKeeper:
         self._policies[policy.network.network_id] = policy
 
     def _update(self, known: NetworkPolicy, delta: PolicyDelta) -> None:
+        delta = without_unused_groups(known, delta)
         wanted = apply_delta(known, delta)
         try:
             self._firewall.update(delta)

@@ -42,6 +42,27 @@ def apply_delta(policy: NetworkPolicy, delta: PolicyDelta) -> NetworkPolicy:
     )
 
 
+def without_unused_groups(policy: NetworkPolicy, delta: PolicyDelta) -> PolicyDelta:
+    """Return the difference with the removal of all groups that no port needs after it.
+
+    A port needs its own groups and those that their rules name as a source.
+    """
+    if not (delta.ports or delta.removed_port_ids or delta.groups):
+        return delta
+    after = apply_delta(policy, delta)
+    rules = {group.group_id: (*group.ingress, *group.egress) for group in after.groups}
+    needed = {group_id for port in after.ports for group_id in port.group_ids}
+    needed |= {rule.source_group_id for own in needed for rule in rules.get(own, ())}
+    unused = rules.keys() - needed
+    if not unused:
+        return delta
+    return msgspec.structs.replace(
+        delta,
+        groups=tuple(group for group in delta.groups if group.group_id not in unused),
+        removed_group_ids=tuple(sorted({*delta.removed_group_ids, *unused})),
+    )
+
+
 def changed_groups(
     known: Mapping[str, FirewallGroup], delta: PolicyDelta
 ) -> dict[str, FirewallGroup]:
