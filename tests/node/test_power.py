@@ -1,5 +1,6 @@
 """Reboot, stop, start and terminate; and instances that go off by themselves."""
 
+import os
 import re
 
 import pytest
@@ -106,6 +107,45 @@ def test_nothing_is_left_of_one_that_is_terminated(
     assert place.qemu_pid(doomed.instance_id) is None
     wait_for(lambda: not holds(place, address) and not holds(place, tap), 10, "rules to be gone")
     place.verify()
+
+
+def test_many_that_come_and_go_leave_what_was_there(cloud: Cloud, place: Place) -> None:
+    group: str = cloud.create_security_group(GroupName="many", Description="many")["GroupId"]
+
+    def present() -> dict[str, object]:
+        return {
+            "taps": sorted(place.taps()),
+            "domains": sorted(place.domains()),
+            "folders": sorted(os.listdir(place.state_dir / "instances")),
+            "programs": [len(place.find_processes(each)) for each in ("qemu-system-.*", "dnsmasq")],
+            "rules": sizes(place),
+        }
+
+    before, taps = present(), len(place.taps())
+    answer = cloud.run_instances(
+        ImageId=cloud.image_id,
+        InstanceType="m1.tiny",
+        MinCount=4,
+        MaxCount=4,
+        SecurityGroupIds=[group],
+    )
+    several = [Instance(cloud, each["InstanceId"]) for each in answer["Instances"]]
+    for each in several:
+        each.wait_state("running")
+    assert len({each.address for each in several}) == 4
+    assert len(place.taps()) == taps + 4
+    cloud.terminate_instances(InstanceIds=[each.instance_id for each in several])
+    for each in several:
+        each.wait_end()
+    wait_for(lambda: present() == before, 15, "what was there before")
+    cloud.delete_security_group(GroupId=group)
+    place.verify()
+
+
+def sizes(place: Place) -> dict[str, int]:
+    """Return how much the kernel's rules have of each kind."""
+    text = place.rules()
+    return {word: len(re.findall(word, text)) for word in ("chain ", "set ", "map ", r"10\.64\.")}
 
 
 def holds(place: Place, word: str) -> bool:
