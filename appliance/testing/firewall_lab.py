@@ -25,7 +25,7 @@ from appliance.model import FirewallPort, NetworkSpec
 from appliance.run import run
 from appliance.testing.firewall import FirewallInside
 from appliance.testing.frames import encode
-from appliance.testing.namespaces import Namespace, open_tap, set_up
+from appliance.testing.namespaces import Machine, Namespace, add_route, open_tap, set_up
 
 _CLONE_NEWNET = 0x40000000
 _SYSCTL = Path("/proc/sys/net")
@@ -87,6 +87,18 @@ class FirewallLab:
             self.add_tap(port.tap, network.bridge)
             own = [*port.addresses, str(link_local(port.mac))]
             self.namespace.call(_add_neighbours, network.bridge, port.mac, own)
+
+    def add_machine(self, network: NetworkSpec, port: FirewallPort) -> Machine:
+        """Make a machine with a stack of its own behind a port's tap; the caller closes it."""
+        machine = Machine(self.namespace, port.tap, port.mac)
+        self.namespace.call(_enslave, port.tap, network.bridge)
+        lengths = (network.cidr.partition("/")[2], network.cidr6.partition("/")[2])
+        machine.call(_set, "ipv6/conf/eth0/accept_dad", "0")
+        machine.call(
+            set_up, "eth0", *(f"{a}/{n}" for a, n in zip(port.addresses, lengths, strict=True))
+        )
+        machine.call(add_route, "0.0.0.0/0", network.gateway)
+        return machine
 
     def gateway_mac(self, network: NetworkSpec) -> str:
         """Return the MAC of a network's bridge."""
@@ -168,7 +180,8 @@ def _is_seen(packet: Packet, content: bytes) -> bool:
     if packet.arp is not None:
         return content[12:14] == b"\x08\x06" and content[:12] == _head(packet)
     if packet.nd_target:
-        return encode(packet)[0][-24:] == content[-24:]
+        last = encode(packet)[-1]
+        return last[-16 if packet.is_fragment else -24 :] in content[-24:]
     # The first bytes may have travelled in another fragment.
     return _TAG[4:] in content
 

@@ -133,5 +133,6 @@ def _pieces(packet: Packet, segment: bytes) -> list[tuple[int, int, bytes]]:
     """Return (offset in units of 8 bytes, more to come, bytes); a fragmented packet has two."""
     if not packet.is_fragment:
         return [(0, 0, segment)]
-    segment += bytes(max(0, 16 - len(segment)))
-    return [(0, 1, segment[:8]), (1, 0, segment[8:])]
+    # Kernels drop an IPv6 fragment that does not hold the whole transport header.
+    cut = 24 if packet.protocol == TCP else 8
+    return [(0, 1, segment[:cut]), (cut // 8, 0, segment[cut:])]
