@@ -138,7 +138,7 @@ class _Change:
         for port_id in (*removed, *new):
             if before := self._ports.pop(port_id, None):
                 self._users[frozenset(before.group_ids)] -= 1
-        for port_id in removed:
+        for port_id in sorted(removed):
             self._put("port", port_id, EMPTY)
         for port_id, port in new.items():
             self._ports[port_id] = port
@@ -154,9 +154,9 @@ class _Change:
         }
         wanted = self._groups.keys() | named
         present = {name for kind, name in self._parts if kind == "members"}
-        for group_id in present - wanted:
+        for group_id in sorted(present - wanted):
             self._put("members", group_id, EMPTY)
-        for group_id in wanted & (changed | (wanted - present)):
+        for group_id in sorted(wanted & (changed | (wanted - present))):
             before, after = self._old.groups.get(group_id), self._groups.get(group_id)
             had, has = before.members if before else (), after.members if after else ()
             part = self._parts.get(("members", group_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import product
 
 from anynode_firewall_nftables.base import MULTICAST_REPORTS, NETWORK_MAPS, PROOF
 from anynode_firewall_nftables.names import canonical_mac, checked_device, is_device, token
@@ -103,8 +104,9 @@ def _zone_rules(network: NetworkSpec, zone: int) -> Iterator[str]:
     both = f"fib daddr . iif type != local ct zone set {zone} accept"
     if cidr := _range(network.cidr, 4):
         yield f"ip saddr {cidr} ip daddr {cidr} {both}"
-    ranges = ", ".join(filter(None, ("fe80::/10", _range(network.cidr6, 6))))
-    yield f"ip6 saddr {{ {ranges} }} ip6 daddr {{ {ranges} }} {both}"
+    ranges = [cidr for cidr in ("fe80::/10", _range(network.cidr6, 6)) if cidr]
+    for source, destination in product(ranges, ranges):
+        yield f"ip6 saddr {source} ip6 daddr {destination} {both}"
     yield f"ct original zone set {zone}"
 
 
