@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from tests.node.cloud import Cloud, Instance
 from tests.node.commands import CommandWatch
 from tests.node.inside import Inside
-from tests.node.place import NODE_OUTSIDE, WORLD, Place
+from tests.node.place import NODE_OUTSIDE, PORT_OUTSIDE, WORLD, Place
 from tests.rig import ROOT, Rig
 from tests.rig.fixtures import require
 
@@ -44,6 +47,27 @@ def outside(world: Rig) -> Iterator[Inside]:
     inside = Inside(world.pid)
     yield inside
     inside.close()
+
+
+@pytest.fixture(scope="session")
+def listening(only_place: Place, outside: Inside) -> Iterator[str]:
+    """What a server in the world tells everybody from the node: the address that it sees."""
+    server = outside(socket.create_server, (WORLD, PORT_OUTSIDE))
+
+    def serve() -> None:
+        # It ends with an error when the server is shut down.
+        with contextlib.suppress(OSError):
+            while True:
+                connection, peer = server.accept()
+                with connection:
+                    connection.sendall(peer[0].encode())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield NODE_OUTSIDE
+    server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from tests.rig import Rig, wait_for
 
 GATEWAY = "10.64.0.1"
 NODE_OUTSIDE, WORLD = "10.99.0.1", "10.99.0.2"
+PORT_OUTSIDE = 7000
 OFFERED_MIB = 6144
 API_PORT = 8773
 UP_S = 90

@@ -5,19 +5,10 @@ import ipaddress
 import pytest
 
 from tests.node.cloud import READY, Instance
-from tests.node.place import GATEWAY, NODE_OUTSIDE, WORLD, Place
-from tests.rig import Rig, wait_for
+from tests.node.place import GATEWAY, NODE_OUTSIDE, PORT_OUTSIDE, WORLD, Place
+from tests.rig import wait_for
 
 pytestmark = pytest.mark.node
-
-PEER = """
-import socket
-with socket.create_server(("{address}", 7000)) as server:
-    print("up", flush=True)
-    connection, peer = server.accept()
-    connection.sendall(peer[0].encode())
-    connection.close()
-"""
 
 
 def test_it_is_described(one: Instance) -> None:
@@ -60,17 +51,9 @@ def test_names_of_others_resolve(one: Instance, other: Instance) -> None:
         assert f"({other.address})" in one.shell(f"ping -c 1 -W 1 {form}", is_checked=False)
 
 
-def test_it_reaches_the_outside_with_the_address_of_the_node(
-    one: Instance, world: Rig, place: Place
-) -> None:
-    program = world.popen(["python3", "-c", PEER.format(address=WORLD)], stdout=-1)
-    assert program.stdout is not None
-    assert program.stdout.readline() == b"up\n"
-    try:
-        assert one.shell(f"nc {WORLD} 7000 < /dev/null") == NODE_OUTSIDE
-    finally:
-        program.stdout.close()
-        program.wait(10)
+def test_it_reaches_the_outside_with_the_address_of_the_node(one: Instance, listening: str) -> None:
+    assert listening == NODE_OUTSIDE
+    assert one.shell(f"nc {WORLD} {PORT_OUTSIDE} < /dev/null") == listening
 
 
 def test_its_disk_is_an_overlay_with_a_named_format(one: Instance, place: Place) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.node.cloud import LIVE_S, Cloud, Instance, ping_from, tcp
 from tests.node.inside import Inside
-from tests.node.place import GATEWAY, WORLD, Place
+from tests.node.place import GATEWAY, PORT_OUTSIDE, WORLD, Place
 from tests.node.sniffer import Sniffer
 from tests.rig import wait_for
 
@@ -22,12 +22,14 @@ FORGED_MAC = "06:a0:0b:ad:0b:ad"
 FORGED_ADDRESS = "10.64.0.222"
 IPV4, ARP = b"\x08\x00", b"\x08\x06"
 CHANGE_MAC = f"""
-mac=$(cat /sys/class/net/eth0/address); way=$(ip route show default)
-ip link set eth0 down; ip link set eth0 address {FORGED_MAC}; ip link set eth0 up
-ip route replace $way
+become() {{
+    ip link set eth0 down; ip link set eth0 address $1; ip link set eth0 up
+    until ip route replace default via {GATEWAY}; do sleep 0.1; done
+}}
+mac=$(cat /sys/class/net/eth0/address)
+become {FORGED_MAC}
 ping -c 3 -W 1 {GATEWAY} > /tmp/forged 2>&1
-ip link set eth0 down; ip link set eth0 address $mac; ip link set eth0 up
-ip route replace $way
+become $mac
 echo over >> /tmp/forged
 """
 
@@ -104,6 +106,21 @@ def test_a_group_as_source_lets_its_members_in(
         soon(lambda: fetches(one, served.address))
         assert not place.inside.connects(served.address, 8080)
     soon(lambda: not fetches(one, served.address))
+
+
+def test_what_goes_out_can_be_closed(
+    one: Instance, served: Instance, cloud: Cloud, group_id: str, listening: str
+) -> None:
+    reach = f"nc -w 1 {WORLD} {PORT_OUTSIDE} < /dev/null"
+    assert served.shell(reach, is_checked=False) == listening
+    everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+    cloud.revoke_security_group_egress(GroupId=group_id, IpPermissions=everything)
+    try:
+        soon(lambda: served.shell(reach, is_checked=False) == "")
+        assert one.shell(reach) == listening
+    finally:
+        cloud.authorize_security_group_egress(GroupId=group_id, IpPermissions=everything)
+    soon(lambda: served.shell(reach, is_checked=False) == listening)
 
 
 def test_the_removal_of_a_rule_cuts_what_flows(
