@@ -98,11 +98,14 @@ class Stale(AnynodeError):
 
 
 def cause_chain(error: BaseException) -> tuple[str, ...]:
-    """Return the messages of an error and of its causes, outermost first."""
+    """Return the messages of an error and of its causes, outermost first; at most ten."""
     chain: list[str] = []
-    seen: BaseException | None = error
-    while seen is not None and len(chain) < 10:
-        text = seen.message if isinstance(seen, AnynodeError) else f"{type(seen).__name__}: {seen}"
-        chain.append(text)
-        seen = seen.__cause__
+    told: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in told and len(chain) < 10:
+        told.add(id(cause))
+        chain.append(
+            cause.message if isinstance(cause, AnynodeError) else f"{type(cause).__name__}: {cause}"
+        )
+        cause = cause.__cause__
     return tuple(chain)

@@ -38,6 +38,15 @@ class TestCauseChain:
         )
 
     def test_is_bounded(self) -> None:
+        errors = [NotFound(str(number)) for number in range(20)]
+        for number, error in enumerate(errors[1:]):
+            errors[number].__cause__ = error
+        assert cause_chain(errors[0]) == tuple("0123456789")
+
+    def test_a_circle_is_told_once(self) -> None:
         error = NotFound("x")
         error.__cause__ = error
-        assert len(cause_chain(error)) == 10
+        assert cause_chain(error) == ("x",)
+        cause = OSError("y")
+        error.__cause__, cause.__cause__ = cause, error
+        assert cause_chain(error) == ("x", "OSError: y")

@@ -16,7 +16,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, create_engine, event, make_url
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.sql.base import Executable
 
@@ -31,6 +39,9 @@ T = TypeVar("T")
 ATTEMPTS = 12
 _RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
 _RETRIED_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_SQLITE_READS: dict[str, Any] = {"anynode_reads": True}
+# A snapshot is all that a read needs, and unlike SERIALIZABLE it never fails a writer.
+_SERVER_READS: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 class OutboxRow(NamedTuple):
@@ -100,6 +111,8 @@ class Store:
             threading.Lock() if self._is_sqlite else nullcontext()
         )
         self._engine = _sqlite_engine(url) if self._is_sqlite else _server_engine(url)
+        event.listen(self._engine, "handle_error", _without_values)
+        self._read_options = dict(_SQLITE_READS if self._is_sqlite else _SERVER_READS)
 
     @property
     def engine(self) -> Engine:
@@ -115,43 +128,57 @@ class Store:
 
         :raises Unavailable: the store does not answer, or conflicts went on; nothing was written.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with self._writer, self._engine.connect() as connection:
-                    with connection.begin():
-                        transaction = Transaction(connection, self._world)
-                        answer = work(transaction)
-                        transaction.flush()
-                        self._world.crash("store.before-commit")
-                    self._world.crash("store.after-commit")
-            except DBAPIError as error:
-                if not _is_retried(error):
-                    raise _translate(error) from error
-                if attempt == ATTEMPTS:
-                    raise Unavailable(
-                        f"The store refused a transaction {ATTEMPTS} times.",
-                        hint="Look for a process that holds it, then try again.",
-                    ) from error
-                self._world.clock.sleep(self._world.random.uniform(0, 0.01 * 2 ** min(attempt, 7)))
-                continue
-            if transaction.casts or transaction.announcements:
-                for listener in self._listeners:
-                    listener(transaction)
-            return answer
-        raise AssertionError("unreachable")
+
+        def attempt() -> tuple[Transaction, T]:
+            with self._writer, self._engine.connect() as connection:
+                with connection.begin():
+                    transaction = Transaction(connection, self._world)
+                    answer = work(transaction)
+                    transaction.flush()
+                    self._world.crash("store.before-commit")
+                self._world.crash("store.after-commit")
+                return transaction, answer
+
+        transaction, answer = self._until_accepted("transaction", attempt)
+        if transaction.casts or transaction.announcements:
+            for listener in self._listeners:
+                listener(transaction)
+        return answer
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work``, which only reads, on one consistent view; return its answer.
 
-        :raises Unavailable: the store does not answer.
+        It may run several times, like that of a transaction.
+
+        :raises Unavailable: the store does not answer, or conflicts went on.
         """
-        try:
+
+        def attempt() -> T:
             with self._engine.connect() as connection:
-                reader = connection.execution_options(anynode_reads=True)
+                reader = connection.execution_options(**self._read_options)
                 with reader.begin():
                     return work(Transaction(reader, self._world))
-        except DBAPIError as error:
-            raise _translate(error) from error
+
+        return self._until_accepted("read", attempt)
+
+    def _until_accepted(self, kind: str, attempt: Callable[[], T]) -> T:
+        for number in range(1, ATTEMPTS + 1):
+            try:
+                return attempt()
+            except DBAPIError as error:
+                if not _is_retried(error):
+                    if _is_of_the_store(error):
+                        raise Unavailable(
+                            f"The store failed: {error.orig}.", hint="Look at its disk and its log."
+                        ) from error
+                    raise
+                if number == ATTEMPTS:
+                    raise Unavailable(
+                        f"The store refused a {kind} {ATTEMPTS} times.",
+                        hint="Look for a process that holds it, then try again.",
+                    ) from error
+            self._world.clock.sleep(self._world.random.uniform(0, 0.01 * 2 ** min(number, 7)))
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Close all connections."""
@@ -165,11 +192,21 @@ def _is_retried(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in _RETRIED_SQLSTATES
 
 
-def _translate(error: DBAPIError) -> Exception:
-    """Return what the caller should see: Unavailable where the store is at fault."""
-    if isinstance(error, OperationalError) or error.connection_invalidated:
-        return Unavailable(f"The store failed: {error.orig}.", hint="Look at its disk and its log.")
-    return error
+def _is_of_the_store(error: DBAPIError) -> bool:
+    """Say whether the store is at fault, and not what it was asked."""
+    return isinstance(error, OperationalError) or error.connection_invalidated
+
+
+def _without_values(context: ExceptionContext) -> None:
+    """Leave the driver's sentence of an error: statements and values end up in logs."""
+    error, orig = context.sqlalchemy_exception, context.original_exception
+    # PostgreSQL says what clashed in a detail that holds the row's values.
+    primary = getattr(getattr(orig, "diag", None), "message_primary", None)
+    if primary:
+        orig.args = (primary,)
+    if error is not None:
+        error.args, error.statement, error.params = (str(orig),), None, None
+        error.code = None
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -186,7 +223,11 @@ def _sqlite_engine(url: str) -> Engine:
     if path:
         _make_private(path)
     engine = create_engine(
-        url, connect_args={"check_same_thread": False, "timeout": 10}, pool_size=16, max_overflow=16
+        url,
+        connect_args={"check_same_thread": False, "timeout": 10},
+        pool_size=16,
+        max_overflow=16,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")
@@ -217,4 +258,10 @@ def _make_private(path: Path) -> None:
 
 
 def _server_engine(url: str) -> Engine:
-    return create_engine(url, isolation_level="SERIALIZABLE", pool_size=16, pool_pre_ping=True)
+    return create_engine(
+        url,
+        isolation_level="SERIALIZABLE",
+        pool_size=16,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
