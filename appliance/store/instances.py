@@ -96,7 +96,10 @@ def get(tx: Transaction, instance_id: str) -> Instance | None:
 
 
 def without_progress(tx: Transaction, since: float) -> list[Instance]:
-    """Return instances that are under way and have shown no progress since then."""
+    """Return instances that are under way and have shown no progress since then.
+
+    Progress that lies further ahead than that lies back is of before the clock went back.
+    """
     transitional = [
         InstanceState.PENDING.value,
         InstanceState.STOPPING.value,
@@ -112,7 +115,7 @@ def without_progress(tx: Transaction, since: float) -> list[Instance]:
                     instances.c.desired != Desired.RUNNING.value,
                 ),
             ),
-            instances.c.progress_at < since,
+            or_(instances.c.progress_at < since, instances.c.progress_at > 2 * tx.now - since),
         )
         .limit(500)
     )

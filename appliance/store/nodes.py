@@ -64,18 +64,23 @@ def seen(tx: Transaction, node_id: str, boot_id: str, capacity: NodeCapacity) ->
 def mark_silent_down(tx: Transaction, silence_s: float) -> list[str]:
     """Mark the nodes down that have been silent too long; return their ids.
 
-    None is marked when over 30 % of the nodes that were up fell silent at once: then the bus is
-    suspected.
+    None is marked when over 30 % of the nodes that were up fell silent at once, so never a lone
+    one: then the bus is suspected, or the clock. A node that was heard in the future, before the
+    clock went back, counts as heard now.
     """
-    up = tx.execute(
-        select(node_status.c.node_id, node_status.c.seen_at).where(node_status.c.is_up.is_(True))
-    ).all()
+    status = node_status.c
+    tx.execute(
+        update(node_status)
+        .where(status.is_up.is_(True), status.seen_at > tx.now)
+        .values(seen_at=tx.now)
+    )
+    up = tx.execute(select(status.node_id, status.seen_at).where(status.is_up.is_(True))).all()
     silent = [row.node_id for row in up if row.seen_at < tx.now - silence_s]
-    if not silent or (len(up) > 1 and len(silent) > 0.3 * len(up)):
+    if not silent or len(silent) > 0.3 * len(up):
         return []
     tx.execute(
         update(node_status)
-        .where(node_status.c.node_id.in_(silent), node_status.c.seen_at < tx.now - silence_s)
+        .where(status.node_id.in_(silent), status.seen_at < tx.now - silence_s)
         .values(is_up=False, changed_at=tx.now)
     )
     return silent
