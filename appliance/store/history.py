@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Table, delete, select
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, select, tuple_
 
-from appliance.model import InstanceState
+from appliance.model import InstanceState, Phase
 from appliance.store import Transaction
 from appliance.store.schema import (
     audit,
     decisions,
     handled,
     instances,
+    outbox,
     placements,
     ports,
     reservations,
@@ -25,22 +26,37 @@ def forget(tx: Transaction, *, history_s: float, terminated_s: float) -> bool:
     """Delete one batch of each kind; say whether there may be more.
 
     Terminated instances go after ``terminated_s`` and only when none of their placements is left
-    active; timelines, decisions and the audit log after ``history_s``.
+    active. Timelines, decisions, the audit log, dead letters, handled ids and gone placements go
+    after ``history_s``; the newest placement of an instance stays as long as the instance.
     """
     old = tx.now - history_s
     counts = [
-        _delete(tx, timeline, timeline.c.id, timeline.c.started_at, old),
-        _delete(tx, decisions, decisions.c.id, decisions.c.made_at, old),
-        _delete(tx, audit, audit.c.id, audit.c.at, old),
-        _delete(tx, handled, handled.c.message_id, handled.c.handled_at, old),
+        _delete(tx, timeline, timeline.c.started_at < old),
+        _delete(tx, decisions, decisions.c.made_at < old),
+        _delete(tx, audit, audit.c.at < old),
+        _delete(tx, handled, handled.c.handled_at < old),
+        _delete(tx, outbox, outbox.c.dead_at < old),
+        _delete(tx, placements, _is_replaced(old)),
         _forget_instances(tx, tx.now - terminated_s),
     ]
     return max(counts) >= BATCH
 
 
-def _delete(tx: Transaction, table: Table, key: Column[str], at: Column[float], old: float) -> int:
-    batch = select(key).where(at < old).limit(BATCH)
+def _delete(tx: Transaction, table: Table, is_old: ColumnElement[bool]) -> int:
+    key = tuple_(*table.primary_key.columns)
+    batch = select(*table.primary_key.columns).where(is_old).limit(BATCH)
     return tx.execute(delete(table).where(key.in_(batch))).rowcount
+
+
+def _is_replaced(old: float) -> ColumnElement[bool]:
+    newer = placements.alias("newer")
+    return and_(
+        placements.c.phase == Phase.GONE.value,
+        placements.c.changed_at < old,
+        exists().where(
+            newer.c.instance_id == placements.c.instance_id, newer.c.epoch > placements.c.epoch
+        ),
+    )
 
 
 def _forget_instances(tx: Transaction, old: float) -> int:
