@@ -80,6 +80,7 @@ class Order(InstanceMessage, frozen=True, kw_only=True):
     verb: str
     spec: InstanceSpec | None = None
     adopts_epoch: int = 0
+    seq: int = 0
     is_forced: bool = False
     sets_aside: bool = False
 
@@ -239,6 +240,15 @@ class UnguardPort(InstanceMessage, frozen=True, kw_only=True):
     port_id: str
 
 
+class KeepPorts(Message, frozen=True, kw_only=True):
+    """To ``datapath``: all instances that the node holds. → Done
+
+    Ports of others are detached and unguarded, unless they came but a moment ago.
+    """
+
+    instance_ids: tuple[str, ...]
+
+
 class ReadConsole(InstanceMessage, frozen=True, kw_only=True):
     """To ``compute`` of a node: the end of the serial output. → ConsoleRead"""
 
@@ -294,6 +304,7 @@ KINDS: dict[str, type[Message]] = {
         Heartbeat,
         Holdings,
         Inventory,
+        KeepPorts,
         Order,
         Place,
         PolicyAnswer,

@@ -12,7 +12,7 @@ import msgspec
 
 from appliance.compute.attic import set_aside
 from appliance.compute.subject import Subject
-from appliance.errors import Unavailable
+from appliance.errors import Conflict, Unavailable
 from appliance.images.disk import create_overlay
 from appliance.messages import (
     AttachPort,
@@ -34,7 +34,7 @@ from appliance.model import (
 from appliance.steps import Step
 
 GIB = 1 << 30
-_POLL_S = 0.2
+_POLL_S = 0.5
 
 ALL_PORTS = ""
 """Stands for the ports that the datapath knows: after a lost journal it alone does."""
@@ -111,6 +111,11 @@ def create_disks(subject: Subject) -> str:
     subject.disks = []
     for index, device in enumerate(subject.spec.block_devices):
         path = subject.directory / f"disk-{index}.qcow2"
+        if subject.held.is_kept and not path.exists():
+            raise Conflict(
+                f"The disk {path} of the instance is not there, and a fresh one would hide that.",
+                hint="Put it back, or terminate the instance.",
+            )
         size = device.disk_gib * GIB if device.disk_gib else None
         base = Path(subject.boot_files[device.device_name])
         made.append(create_overlay(path, base, device.image.format, size))

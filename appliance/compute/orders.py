@@ -25,12 +25,30 @@ class Verdict(enum.StrEnum):
     """It was removed before it came; say that it failed."""
 
 
+_AFTER_REMOVAL = {
+    "run": Verdict.REFUSE,
+    "stop": Verdict.REPORT_GONE,
+    "remove": Verdict.REPORT_GONE,
+    "reboot": Verdict.DROP,
+}
+"""What an order comes to when the instance was removed at its epoch, or at a later one."""
+
+_UNKNOWN = {
+    "run": Verdict.WORK,
+    # The journal was lost, and the disk may be there: it is taken up, never declared gone.
+    "stop": Verdict.WORK,
+    "remove": Verdict.REPORT_GONE,
+    "reboot": Verdict.DROP,
+}
+"""What an order comes to when nothing is known of the instance."""
+
+
 def judge(order: Order, held: Held | None, tombstone: Tombstone | None) -> Verdict:
     """Return what to do with an order for an instance that is held so."""
-    if order.verb == "run" and tombstone and tombstone.epoch >= order.epoch:
-        return Verdict.REFUSE
+    if tombstone and tombstone.epoch >= order.epoch and (held is None or order.verb == "run"):
+        return _AFTER_REMOVAL[order.verb]
     if held is None:
-        return Verdict.WORK if order.verb == "run" else Verdict.REPORT_GONE
+        return _UNKNOWN[order.verb]
     if order.epoch < held.epoch:
         return Verdict.DROP
     if order.epoch > held.epoch:
@@ -61,5 +79,6 @@ def _same_epoch(order: Order, held: Held) -> Verdict:
         is_known = held.spec is not None or order.verb != "run"
         return Verdict.REPORT_AGAIN if is_known else Verdict.WORK
     if held.verb == order.verb and held.state == "working":
-        return Verdict.DROP
+        is_urged = order.is_forced and not held.is_forced
+        return Verdict.WORK if is_urged else Verdict.DROP
     return Verdict.WORK

@@ -8,6 +8,7 @@ from appliance.model import Binding, InstanceSpec, Reason, Value
 HELD = "held"
 TOMBSTONE = "tombstone"
 REPORT = "report"
+REBOOT = "reboot"
 
 
 class Held(Value, frozen=True, kw_only=True):
@@ -39,8 +40,8 @@ class Held(Value, frozen=True, kw_only=True):
 
     def is_of_same_order(self, other: Held) -> bool:
         """Say whether two records of an instance come from the same order."""
-        mine = (self.epoch, self.revision, self.verb)
-        return mine == (other.epoch, other.revision, other.verb)
+        mine = (self.epoch, self.revision, self.verb, self.is_forced)
+        return mine == (other.epoch, other.revision, other.verb, other.is_forced)
 
 
 class Tombstone(Value, frozen=True, kw_only=True):
@@ -71,11 +72,11 @@ def held_by(order: Order, *, before: Held | None) -> Held:
         revision=order.revision,
         verb=order.verb,
         state="working",
-        seq=before.seq if before and before.epoch == order.epoch else 0,
+        seq=max(order.seq, before.seq if before and before.epoch == order.epoch else 0),
         spec=order.spec or (before.spec if before else None),
         binding=before.binding if before else None,
         # The disk that it goes on with is here, even when the journal was lost.
-        is_kept=before.is_kept if before else order.adopts_epoch > 0,
+        is_kept=before.is_kept if before else order.adopts_epoch > 0 or order.verb == "stop",
         is_forced=order.is_forced,
         sets_aside=order.sets_aside,
         request_id=order.request_id,

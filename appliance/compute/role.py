@@ -25,6 +25,7 @@ from appliance.messages import (
     Holding,
     Holdings,
     Inventory,
+    KeepPorts,
     Order,
     ReadConsole,
     ReportConfirmed,
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 api_versions = frozenset({1})
 
 EVENT_WAIT_S = 1.0
-REPEAT_REPORTS_S = 10.0
 TOMBSTONE_S = 7 * 86400.0
 
 
@@ -107,6 +107,7 @@ class ComputeNode:
         for held in self.worker.held().values():
             self._parts.work.submit(held.instance_id, lambda held=held: self._check_ports(held))  # type: ignore[misc]
         self.worker.retry()
+        self.worker.take_up_reboots()
         self._watcher = threading.Thread(target=self._watch, name="power-events", daemon=True)
         self._watcher.start()
 
@@ -130,6 +131,9 @@ class ComputeNode:
         for held in before.values():
             fact = facts.get(held.instance_id)
             is_on = fact is not None and fact.power in (PowerState.RUNNING, PowerState.PAUSED)
+            if held.state == "stopped" and is_on:
+                log.warning("instance %s is stopped, and yet it runs", held.instance_id)
+                self.worker.went_on(held.instance_id)
             if held.state != "running" or is_on:
                 continue
             if is_new_boot:
@@ -203,13 +207,15 @@ class ComputeNode:
         self._is_confirmed = True
         for order in answer.orders:
             self.worker.order(order)
+        kept = KeepPorts(instance_ids=tuple(self.worker.held()))
+        self._parts.bus.call(node_topic("datapath", self._parts.node_id), kept, Done, deadline_s)
 
     def retry(self) -> None:
         """Take up what failed, repeat what was not confirmed, ask until the controller answers."""
         if not self._is_confirmed:
             self.inventory()
         self.worker.retry()
-        self.worker.repeat_reports(REPEAT_REPORTS_S)
+        self.worker.repeat_reports()
 
     def read_console(self, question: ReadConsole) -> ConsoleRead:
         """Return the end of an instance's serial output."""

@@ -13,6 +13,7 @@ from appliance.compute.launch import LAUNCH, REJOIN, REMOVAL, STOP
 from appliance.compute.orders import Verdict, judge
 from appliance.compute.record import (
     HELD,
+    REBOOT,
     REPORT,
     TOMBSTONE,
     Held,
@@ -30,6 +31,11 @@ from appliance.steps import Failure
 
 log = logging.getLogger(__name__)
 
+REPEAT_S = 10.0
+"""Seconds after which a report that was not confirmed is sent again; doubled each time."""
+
+LONGEST_PAUSE_S = 300.0
+
 
 class Worker:
     """The instances of one node: their records, and the work on them, one at a time each."""
@@ -40,6 +46,9 @@ class Worker:
         self._journal = journal
         self._lock = threading.Lock()
         self._queued: set[str] = set()
+        self._sent_at: dict[str, tuple[float, float]] = {}
+        # Waiting for an instance to shut down takes no slot from launches and removals.
+        self._slots = threading.BoundedSemaphore(self._parts.config.compute.parallel_launches)
         self._held = journal.all(HELD, Held)
         self._tombstones = journal.all(TOMBSTONE, Tombstone)
 
@@ -54,7 +63,9 @@ class Worker:
             held = self._held.get(order.instance_id)
             verdict = judge(order, held, self._tombstones.get(order.instance_id))
             log.debug("order %s for %s: %s", order.verb, order.instance_id, verdict)
-            if verdict is Verdict.WORK and order.verb != "reboot":
+            if verdict is Verdict.WORK and order.verb == "reboot":
+                self._journal.put(REBOOT, order.instance_id, order)
+            elif verdict is Verdict.WORK:
                 self._put(held_by(order, before=held))
             elif verdict is Verdict.REMOVE_OLD_FIRST and held:
                 self._put(_to_be_replaced(held, order))
@@ -70,11 +81,19 @@ class Worker:
             case Verdict.REPORT_GONE:
                 self._finish(_unknown(order), "gone", None)
             case Verdict.REFUSE:
-                reason = Reason(
-                    code="Client.UserInitiatedShutdown",
-                    message="It was terminated before the order reached the node.",
-                )
-                self._finish(_unknown(order), "failed", reason)
+                self._refuse(order)
+
+    def _refuse(self, order: Order) -> None:
+        """Say that a launch failed: why it did when it did, else that it came too late."""
+        owed = self._owed(order.instance_id, order.epoch)
+        if owed:
+            self._send(owed)
+            return
+        reason = Reason(
+            code="Client.UserInitiatedShutdown",
+            message="It was terminated before the order reached the node.",
+        )
+        self._finish(_unknown(order), "failed", reason)
 
     def resume(self, instance_id: str) -> None:
         """Carry out what the journal says of an instance."""
@@ -114,11 +133,13 @@ class Worker:
     def _carry_out(self, run: Attempt) -> None:
         match run.held.verb:
             case "run":
-                self._launch(run)
+                with self._slots:
+                    self._launch(run)
             case "stop":
                 self._stop(run)
             case "remove":
-                self._remove(run)
+                with self._slots:
+                    self._remove(run)
 
     def _launch(self, run: Attempt) -> None:
         runs_already = self._drivers.runs(run.held.instance_id, run.held.epoch)
@@ -197,8 +218,10 @@ class Worker:
         entries: list[TimelineEntry] | None = None,
     ) -> None:
         with self._lock:
-            now = self._held.get(held.instance_id, held)
-            numbered = replace(now if now.epoch == held.epoch else held, seq=now.seq + 1)
+            now = self._held.get(held.instance_id)
+            if now is None or now.epoch != held.epoch:
+                return
+            numbered = replace(now, seq=now.seq + 1)
             report = self._make_report(numbered, state, reason, is_asked, entries or [])
             owed = OwedReport(report=report, sent_at=self._parts.world.clock.now())
             key = report_key(held.instance_id, held.epoch)
@@ -208,12 +231,15 @@ class Worker:
 
     def _report_again(self, held: Held) -> None:
         """Repeat what the controller has not confirmed, with its reason; or say it anew."""
-        key = report_key(held.instance_id, held.epoch)
-        owed = self._journal.get(REPORT, key, OwedReport)
-        if owed and owed.report.state == held.state:
-            self._send(owed.report)
+        owed = self._owed(held.instance_id, held.epoch)
+        if owed and owed.state == held.state:
+            self._send(owed)
         else:
             self._report(held, held.state)
+
+    def _owed(self, instance_id: str, epoch: int) -> Report | None:
+        owed = self._journal.get(REPORT, report_key(instance_id, epoch), OwedReport)
+        return owed.report if owed else None
 
     def _finish(
         self, held: Held, state: str, reason: Reason | None, run: Attempt | None = None
@@ -272,6 +298,11 @@ class Worker:
         )
 
     def _send(self, report: Report) -> None:
+        key = report_key(report.instance_id, report.epoch)
+        now = self._parts.world.clock.monotonic()
+        with self._lock:
+            _, pause_s = self._sent_at.get(key, (now, 0.0))
+            self._sent_at[key] = (now, min(max(2 * pause_s, REPEAT_S), LONGEST_PAUSE_S))
         for entry in report.entries:
             self._parts.observers.instance_event(entry)
         self._parts.world.crash(f"report.{report.state}.before")
@@ -295,12 +326,14 @@ class Worker:
             owed = self._journal.get(REPORT, key, OwedReport)
             if owed and owed.report.seq <= message.seq:
                 self._journal.delete(REPORT, key)
+                self._sent_at.pop(key, None)
 
-    def repeat_reports(self, older_than_s: float) -> None:
-        """Send again what has not been confirmed for that long."""
-        now = self._parts.world.clock.now()
-        for owed in self._journal.all(REPORT, OwedReport).values():
-            if owed.sent_at <= now - older_than_s:
+    def repeat_reports(self) -> None:
+        """Send again what has not been confirmed, ever more rarely."""
+        now = self._parts.world.clock.monotonic()
+        for key, owed in self._journal.all(REPORT, OwedReport).items():
+            sent_at, pause_s = self._sent_at.get(key, (now, 0.0))
+            if now >= sent_at + pause_s:
                 self._send(owed.report)
 
     def retry(self) -> None:
@@ -324,11 +357,26 @@ class Worker:
             self._put(replace(held, verb="stop", state="working", failure=reason))
         self.resume(instance_id)
 
+    def went_on(self, instance_id: str) -> None:
+        """Stop an instance that somebody has started behind this node's back."""
+        with self._lock:
+            held = self._held.get(instance_id)
+            if held is None or held.state != "stopped":
+                return
+            self._put(replace(held, verb="stop", state="working"))
+        self.resume(instance_id)
+
     def _reboot(self, order: Order) -> None:
         try:
             self._drivers.compute.reboot(order.instance_id, is_forced=order.is_forced)
         except AnynodeError as error:
             log.warning("reboot of %s: %s", order.instance_id, error)
+        self._journal.delete(REBOOT, order.instance_id)
+
+    def take_up_reboots(self) -> None:
+        """Carry out the reboots that the end of the program cut off."""
+        for order in self._journal.all(REBOOT, Order).values():
+            self._parts.work.submit(order.instance_id, lambda order=order: self._reboot(order))  # type: ignore[misc]
 
     def adopt(self, held: Held) -> None:
         """Take up an instance that the hypervisor has and a lost journal has not."""

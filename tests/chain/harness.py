@@ -26,6 +26,7 @@ from anynode_network_fake import FakeNetwork
 
 from appliance import verify
 from appliance.compute import role as compute_role
+from appliance.compute import worker
 from appliance.config import Config
 from appliance.images.inspect import ImageLimits
 from appliance.images.store import ImageStore
@@ -272,11 +273,11 @@ class Chain:
         """Want instances gone, as TerminateInstances does."""
         self._write(lambda tx: wishes.terminate(tx, instance_ids, "req-terminate"))
 
-    def stop_instances(self, *instance_ids: str) -> None:
+    def stop_instances(self, *instance_ids: str, is_forced: bool = False) -> None:
         """Want instances off, as StopInstances does."""
         self._write(
             lambda tx: wishes.stop(
-                tx, self._standing(tx, instance_ids), "req-stop", is_forced=False
+                tx, self._standing(tx, instance_ids), "req-stop", is_forced=is_forced
             )
         )
 
@@ -428,7 +429,7 @@ def _config(directory: Path, sections: dict[str, dict[str, Any]]) -> Config:
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the waits of the roles as short as the settings of these tests."""
     monkeypatch.setattr(compute_role, "EVENT_WAIT_S", 0.05)
-    monkeypatch.setattr(compute_role, "REPEAT_REPORTS_S", 0.5)
+    monkeypatch.setattr(worker, "REPEAT_S", 0.5)
 
 
 def remove_folders(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from appliance.compute.orders import Verdict, judge
@@ -52,12 +53,14 @@ STOPPING, GOING = held("stop", "working"), held("remove", "working")
 OFF = held("run", "off")
 FOUND = held("run", "running", revision=0, spec=None)
 
+FORCED_STOP = msgspec.structs.replace(order("stop"), is_forced=True)
+
 CASES = [
     # nothing is here
     (order("run"), None, Verdict.WORK),
-    (order("stop"), None, Verdict.REPORT_GONE),
+    (order("stop"), None, Verdict.WORK),
     (order("remove"), None, Verdict.REPORT_GONE),
-    (order("reboot"), None, Verdict.REPORT_GONE),
+    (order("reboot"), None, Verdict.DROP),
     # the same again
     (order("run"), RUNNING, Verdict.REPORT_AGAIN),
     (order("run"), BUILDING, Verdict.DROP),
@@ -95,6 +98,9 @@ CASES = [
     (order("run", epoch=3, adopts=2), BUILDING, Verdict.REMOVE_OLD_FIRST),
     (order("stop", epoch=3), RUNNING, Verdict.WORK),
     (order("remove", epoch=3), RUNNING, Verdict.WORK),
+    # urged on
+    (FORCED_STOP, held("stop", "working"), Verdict.WORK),
+    (FORCED_STOP, held("stop", "working", is_forced=True), Verdict.DROP),
     # reboot
     (order("reboot"), RUNNING, Verdict.WORK),
     (order("reboot"), STOPPED, Verdict.DROP),
@@ -124,3 +130,21 @@ def test_the_record_of_an_order() -> None:
     assert (newer.epoch, newer.seq, newer.is_kept) == (3, 0, True)
     assert not held_by(order("run"), before=None).is_kept
     assert held_by(order("run", adopts=1), before=None).is_kept, "its disk is here"
+
+
+def test_a_stop_of_what_is_unknown_takes_the_disk_for_an_owners() -> None:
+    assert held_by(order("stop"), before=None).is_kept
+
+
+def test_the_sequence_goes_on_after_a_lost_journal() -> None:
+    known = msgspec.structs.replace(order("stop"), seq=9)
+    assert held_by(known, before=None).seq == 9
+    assert held_by(known, before=held("run", "running", seq=12)).seq == 12
+
+
+@pytest.mark.parametrize(
+    ("verb", "verdict"), [("stop", Verdict.REPORT_GONE), ("reboot", Verdict.DROP)]
+)
+def test_after_a_removal(verb: str, verdict: Verdict) -> None:
+    tombstone = Tombstone(instance_id="i-1", epoch=2, made_at=1.0)
+    assert judge(order(verb), None, tombstone) is verdict
