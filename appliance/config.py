@@ -107,6 +107,9 @@ class ControllerSettings(Section, frozen=True, kw_only=True):
     progress_s: Annotated[
         float, _meaning("seconds without progress after which work is ordered again", gt=0)
     ] = 60.0
+    give_up_s: Annotated[
+        float, _meaning("seconds without progress after which a launch is given up", gt=0)
+    ] = 600.0
 
 
 class NetworkSettings(Section, frozen=True, kw_only=True):

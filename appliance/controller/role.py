@@ -44,6 +44,7 @@ class ControllerRole:
     def role_create(self, parts: NodeParts) -> Role:
         """Take reports and wishes, answer inventories, sweep."""
         settings = parts.config.controller
+        sweeper = Sweeper(parts)
         return Role(
             name="controller",
             topic="controller",
@@ -56,7 +57,7 @@ class ControllerRole:
             calls={Inventory: lambda question: inventory(parts, question)},
             hears={Heartbeat: lambda message: heartbeat(parts, message)},
             periodic=(
-                Periodic(name="sweep", every_s=settings.sweep_every_s, run=lambda: sweep(parts)),
+                Periodic(name="sweep", every_s=settings.sweep_every_s, run=sweeper.sweep),
                 Periodic(name="forget", every_s=3600.0, run=lambda: forget(parts)),
             ),
         )
@@ -68,6 +69,7 @@ def wanted(parts: NodeParts, message: Wanted, delivery: Delivery) -> None:
     def settle_it(tx: Transaction) -> None:
         instance = instances.get(tx, message.instance_id)
         if instance is not None:
+            instances.progressed(tx, instance.instance_id)
             settle(parts, tx, instance, is_forced=message.is_forced)
 
     delivery.once(settle_it)
@@ -79,7 +81,6 @@ def settle(
     """Make the next move for an instance."""
     placement = placements.active(tx, instance.instance_id)
     action = next_action(instance, placement)
-    instances.progressed(tx, instance.instance_id)
     if action is Action.PLACE:
         message = Place(
             reservation_id=instance.reservation_id,
@@ -112,6 +113,7 @@ def make_order(
         verb=action.value,
         spec=specs.get(instance.instance_id),
         adopts_epoch=placement.adopts_epoch,
+        seq=instance.seq if instance.epoch == placement.epoch else 0,
         is_forced=is_forced,
         request_id=instance.request_id,
     )
@@ -150,10 +152,21 @@ def dead_letter(parts: NodeParts, message: DeadLetter, delivery: Delivery) -> No
             return
         text = f"The order to the node was given up: {message.error}"
         reason = Reason(code="Server.InternalError", message=text[:1000])
-        instances.want(tx, instance, Desired.TERMINATED, reason=reason)
-        tx.cast("controller", Wanted(instance_id=instance.instance_id))
+        _give_up(tx, instance, reason)
 
     delivery.once(fail)
+
+
+def _give_up(tx: Transaction, instance: Instance, reason: Reason) -> None:
+    """End a launch that leads nowhere; one that has run before keeps its disk and is stopped."""
+    if instance.launched_at is None:
+        instances.want(tx, instance, Desired.TERMINATED, reason=reason)
+        tx.cast("controller", Wanted(instance_id=instance.instance_id))
+        return
+    kept = placements.active(tx, instance.instance_id)
+    if kept:
+        placements.free_while_stopped(tx, kept)
+    instances.stopped(tx, instance, reason)
 
 
 def _fail_unplaced(tx: Transaction, message: DeadLetter) -> None:
@@ -224,23 +237,51 @@ def _remove_stale(instance: Instance | None, holding: Holding) -> Order:
     )
 
 
-def sweep(parts: NodeParts) -> None:
-    """Find what shows no progress, and nodes that are silent."""
-    settings = parts.config.controller
-    store = parts.need_store()
-    down = store.transaction(lambda tx: nodes.mark_silent_down(tx, settings.node_silence_s))
-    for node_id in down:
-        log.warning("node %s is down: silent for %g s", node_id, settings.node_silence_s)
-    since = parts.world.clock.now() - settings.progress_s
-    for instance in store.read(lambda tx: instances.without_progress(tx, since)):
-        log.info("instance %s shows no progress in %s", instance.instance_id, instance.state)
-        store.transaction(lambda tx, i=instance: _settle_again(parts, tx, i, since))  # type: ignore[misc]
+class Sweeper:
+    """Finds what shows no progress, and nodes that are silent.
 
+    Ordering again is no progress, so what hangs stays visible as such. When it was last ordered is
+    kept in memory: after a restart it is ordered once more, which does no harm.
+    """
 
-def _settle_again(parts: NodeParts, tx: Transaction, seen: Instance, since: float) -> None:
-    instance = instances.get(tx, seen.instance_id)
-    if instance and instance.progress_at < since:
-        settle(parts, tx, instance)
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+        self._ordered_at: dict[str, float] = {}
+
+    def sweep(self) -> None:
+        """Order again what has stood still, and give up a launch that goes on doing so."""
+        settings = self._parts.config.controller
+        store = self._parts.need_store()
+        down = store.transaction(lambda tx: nodes.mark_silent_down(tx, settings.node_silence_s))
+        for node_id in down:
+            log.warning("node %s is down: silent for %g s", node_id, settings.node_silence_s)
+        since = self._parts.world.clock.now() - settings.progress_s
+        still = store.read(lambda tx: instances.without_progress(tx, since))
+        now = self._parts.world.clock.monotonic()
+        ids = {instance.instance_id for instance in still}
+        self._ordered_at = {key: at for key, at in self._ordered_at.items() if key in ids}
+        for instance in still:
+            if (
+                self._ordered_at.get(instance.instance_id, float("-inf"))
+                > now - settings.progress_s
+            ):
+                continue
+            self._ordered_at[instance.instance_id] = now
+            log.info("instance %s shows no progress in %s", instance.instance_id, instance.state)
+            store.transaction(lambda tx, i=instance: self._move_on(tx, i, since))  # type: ignore[misc]
+
+    def _move_on(self, tx: Transaction, seen: Instance, since: float) -> None:
+        instance = instances.get(tx, seen.instance_id)
+        if instance is None or instance.progress_at != seen.progress_at:
+            return
+        settings = self._parts.config.controller
+        is_launch = instance.state is InstanceState.PENDING and instance.desired is Desired.RUNNING
+        age_s = tx.now - instance.progress_at
+        if is_launch and age_s > settings.give_up_s:
+            text = f"The launch showed no progress for {age_s:.0f} s."
+            _give_up(tx, instance, Reason(code="Server.InternalError", message=text))
+        else:
+            settle(self._parts, tx, instance)
 
 
 def forget(parts: NodeParts) -> None:
