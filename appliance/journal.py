@@ -55,18 +55,22 @@ class Journal:
 
     def change(self, changes: Iterable[tuple[str, str, msgspec.Struct | None]]) -> None:
         """Write and delete (``None``) several values, all or none."""
+        rows = [
+            (kind, key, None if value is None else msgspec.json.encode(value))
+            for kind, key, value in changes
+        ]
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                for kind, key, value in changes:
-                    if value is None:
+                for kind, key, body in rows:
+                    if body is None:
                         self._connection.execute(
                             "DELETE FROM entries WHERE kind = ? AND key = ?", (kind, key)
                         )
                     else:
                         self._connection.execute(
                             "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
-                            (kind, key, msgspec.json.encode(value)),
+                            (kind, key, body),
                         )
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:

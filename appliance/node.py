@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 STORE_ROLES = frozenset({"api", "controller", "scheduler", "network"})
 """The roles that reach the store; the others never do."""
 
+WORK_THREADS = 32
+"""Instances that are worked on at once; most of them wait for one to shut down."""
+
 START_ORDER = ("network", "scheduler", "controller", "datapath", "compute", "api")
 """The front door opens last, and rules are there before instances."""
 
@@ -118,7 +121,7 @@ class Node:
         self.store.transaction(lambda tx: store_setup.join(tx, row))
         self.bus = _make_bus(config, self.store, self.world)
         self.plugins = loader_of(config, credentials(self.store) if credentials else None)
-        self.work = Lanes("work", config.compute.parallel_launches)
+        self.work = Lanes("work", WORK_THREADS)
         self.observers = Observers(self.plugins.create_all("appliance.observer", config.observers))
         self.roles: dict[str, Role] = {}
         self._stopping = threading.Event()

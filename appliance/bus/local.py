@@ -60,7 +60,9 @@ class LocalBus:
         self._lane_count = lanes
         self._roles: dict[str, Role] = {}
         self._lanes: dict[str, Lanes] = {}
-        self._callers = ThreadPoolExecutor(_CALL_THREADS, thread_name_prefix="call")
+        # A pool for each topic: a question that is asked while another is answered finds a thread.
+        self._callers: dict[str, ThreadPoolExecutor] = {}
+        self._done: set[str] = set()
         self._known: set[str] = set()
         self._later: list[tuple[float, int, OutboxRow, int]] = []
         self._changed = threading.Condition()
@@ -72,6 +74,9 @@ class LocalBus:
     def serve(self, role: Role) -> None:
         self._roles[role.topic] = role
         self._lanes[role.topic] = Lanes(role.name, self._lane_count)
+        self._callers[role.topic] = ThreadPoolExecutor(
+            _CALL_THREADS, thread_name_prefix=f"{role.name}-call"
+        )
 
     def start(self) -> None:
         self._is_stopping = False
@@ -86,7 +91,8 @@ class LocalBus:
             self._thread.join(deadline_s)
         for lanes in self._lanes.values():
             lanes.stop(deadline_s)
-        self._callers.shutdown(wait=False, cancel_futures=True)
+        for callers in self._callers.values():
+            callers.shutdown(wait=False, cancel_futures=True)
 
     def cast(self, topic: str, message: Message) -> None:
         self._store.transaction(lambda tx: tx.cast(topic, message))
@@ -100,7 +106,7 @@ class LocalBus:
         # Through the codec, so that nobody comes to rely on shared objects.
         asked = decode(kind, encode(question))
         try:
-            future = self._callers.submit(handler, asked)
+            future = self._callers[topic].submit(handler, asked)
         except RuntimeError as error:
             raise Unavailable(f"The bus takes no {kind} any more: it was stopped.") from error
         try:
@@ -202,6 +208,7 @@ class LocalBus:
     def _forget(self, row: OutboxRow) -> None:
         with self._changed:
             self._known.discard(row.id)
+            self._done.add(row.id)
             if not self._known:
                 self._changed.notify_all()
 
@@ -227,13 +234,17 @@ class LocalBus:
         return range(sum(1 for item in self._later if item[0] <= now))
 
     def _look_at_outbox(self) -> None:
+        with self._changed:
+            self._done.clear()
         try:
             rows = self._store.read(outbox_table.pending)
         except Exception as error:  # noqa: BLE001 - without this thread nothing is delivered
             log.warning("could not look at the outbox: %s", error)
             return
         for row in rows:
-            self._accept(row, attempt=1)
+            # One that was handled since it was read is only here because it was read before.
+            if row.id not in self._done:
+                self._accept(row, attempt=1)
 
 
 def _dead_letter(row: OutboxRow, error: str) -> DeadLetter | None:
