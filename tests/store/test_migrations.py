@@ -37,6 +37,8 @@ def test_a_finished_store_is_left_alone(store: Store) -> None:
 
 def test_a_store_of_a_later_release_is_refused(store: Store) -> None:
     migrations.upgrade(store)
-    store.transaction(lambda tx: tx.execute(text("UPDATE alembic_version SET version_num = '9999'")))
+    store.transaction(
+        lambda tx: tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    )
     with pytest.raises(ConfigError, match="later release"):
         migrations.upgrade(store)
