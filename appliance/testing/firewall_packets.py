@@ -223,6 +223,8 @@ def frame_table(b: Bench) -> Iterator[tuple[str, Packet, bool]]:
     yield "to the world", b.packet(**outward, ip_dst="192.0.2.7"), True
     yield "spoofed to the world", b.packet(**outward, ip_dst="192.0.2.7", ip_src=STRANGER), False
     yield "discover to the world", b.packet(**discover | {"destination": UPLINK}), True
+    tagged = discover | {"destination": UPLINK, "vlan_tags": (0,)}
+    yield "tagged discover to the world", b.packet(**tagged), False
     duplicate = {"ip_src": "::", "nd_target": a.addresses[1], "destination": UPLINK}
     to_group = {"ether_dst": "33:33:ff:00:00:02", "ip_dst": "ff02::1:ff00:2"}
     yield "duplicate address detection", discovery(b, 135, **duplicate, **to_group), True
@@ -230,6 +232,11 @@ def frame_table(b: Bench) -> Iterator[tuple[str, Packet, bool]]:
     yield "the same for another", discovery(b, 135, **stolen, **to_group), False
     inward = {"source": UPLINK, "ether_src": UPLINK_MAC, "ip_src": STRANGER}
     yield "from the world", b.packet(**inward), True
+    to_all = {"ip_dst": ALL_NODES, "ether_dst": ALL_NODES_MAC}
+    router = {"source": UPLINK, "ether_src": UPLINK_MAC, "ip_src": "fe80::1"}
+    yield "router advertisement of the world", discovery(b, 134, **router, **to_all), True
+    yield "the same from afar", discovery(b, 134, **router, **to_all, hop_limit=64), False
+    yield "DHCP answer of the world", b.packet(**inward | everyone | reply), True
     yield "tagged from the world", b.packet(**inward, vlan_tags=(3,)), False
     from_node = {"source": NODE, "ether_src": b.lab.gateway_mac(network), "ip_src": gateway}
     yield "from the node", b.packet(**from_node), True

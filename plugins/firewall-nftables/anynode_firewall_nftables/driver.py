@@ -166,6 +166,8 @@ class NftablesFirewall:
         :raises Stale: the kernel's record says otherwise, or this process has made nothing.
         """
         state = self._in_force.get(net)
+        if state and self._netfilter.generation() == self._sound_at:
+            return state
         stored = (self._ruleset.stored() or {}).get(net)
         if state is None or stored != _record_of(state):
             self._in_force.pop(net, None)

@@ -175,8 +175,9 @@ class _Change:
         for groups in sorted(self._users.keys() - self._profiles.keys(), key=sorted):
             number += 1
             self._profiles[groups] = number
+        appeared = {one for one in changed if (one in self._groups) != (one in self._old.groups)}
         for groups, number in self._profiles.items():
-            if groups not in self._old.profiles or groups & changed:
+            if groups not in self._old.profiles or groups & appeared:
                 known = [group_id for group_id in groups if group_id in self._groups]
                 part = render.profile_part(self._network, known, number)
                 if part != self._parts.get(("profile", str(number))):

@@ -217,6 +217,23 @@ def test_damage_by_hand_is_seen_and_repaired(bench: Bench, damage: str) -> None:
     bench.check(bench.packet(destination_port=8), passes=False)
 
 
+def test_a_sync_alone_brings_the_guard_along(lab: FirewallLab) -> None:
+    lab.firewall.sync(make_policy(make_network()))
+    assert lab.firewall.state().is_guarded
+
+
+def test_tables_of_another_release_are_replaced(lab: FirewallLab) -> None:
+    nft(lab, "add table inet anynode; add set inet anynode networks { type mark; }")
+    nft(lab, "add table bridge anynode; add chain bridge anynode old")
+    assert not lab.firewall.state().is_guarded
+    lab.firewall.guard()
+    assert "chain old" not in nft(lab, "list", "ruleset")
+    lab.firewall.sync(make_policy(make_network()))
+    assert lab.firewall.state().is_guarded
+    lab.firewall.withdraw()
+    assert nft(lab, "list", "ruleset") == ""
+
+
 def test_foreign_changes_alone_are_no_damage(lab: FirewallLab) -> None:
     lab.firewall.guard()
     policy = make_policy(make_network())
