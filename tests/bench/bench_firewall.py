@@ -33,7 +33,7 @@ def report(name: str, value: float, unit: str, target: str) -> None:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Return the CPU time of a call, the kernel's part for it included; others share the machine."""
+    """Return the CPU time of a call, the kernel's part included: others share the machine."""
     start = time.process_time()
     work()
     return (time.process_time() - start) * 1e3
