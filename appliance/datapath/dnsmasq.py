@@ -18,6 +18,7 @@ import pwd
 import select
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,13 +121,15 @@ def render_names(network: NetworkSpec, port: PortSpec) -> str:
 def ensure_running(network: NetworkSpec, places: Places, user: str) -> None:
     """Make sure that a dnsmasq with exactly this configuration runs.
 
-    One that does is left alone; one with another configuration is replaced. Known ports stay.
+    One that does is left alone; one with another configuration is replaced, and so is one of a
+    bridge that was deleted since. Known ports stay.
 
-    :raises ConfigError: there is no such user, or the port or address is taken by somebody else.
+    :raises ConfigError: there is no such user or bridge, or the port or address is taken by
+        somebody else.
     :raises CommandFailed: dnsmasq refused; none runs.
     """
     _require_user(user)
-    config = render_config(network, places, user)
+    config = render_config(network, places, user) + _link_line(network.bridge)
     _make_places(places)
     path = _config_path(places, config)
     with _running(places) as process:
@@ -134,6 +137,17 @@ def ensure_running(network: NetworkSpec, places: Places, user: str) -> None:
             return
     stop(places)
     _start(places, path, config)
+
+
+def _link_line(bridge: str) -> str:
+    """Return a comment that is another one when the bridge was made anew.
+
+    The sockets of a dnsmasq that was there before hear nothing of the new bridge.
+    """
+    try:
+        return f"# {bridge} is link {socket.if_nametoindex(bridge)}.\n"
+    except OSError as error:
+        raise ConfigError(f"There is no link {bridge!r} to serve DHCP on.") from error
 
 
 def _start(places: Places, path: Path, config: str) -> None:

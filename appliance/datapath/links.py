@@ -60,13 +60,17 @@ def read_mark(alias: str) -> Mark | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A link as the kernel has it. ``mark`` is ``None`` when it is not ours."""
+    """A link as the kernel has it.
+
+    ``mark`` is ``None`` when it is not ours, ``master`` when it is in no bridge.
+    """
 
     index: int
     name: str
     kind: str
     mark: Mark | None
     is_up: bool
+    master: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,7 @@ def _link(message: Any) -> Link:
         kind=(described.get_attr("IFLA_INFO_KIND") or "") if described else "",
         mark=read_mark(message.get_attr("IFLA_IFALIAS") or ""),
         is_up=bool(message["flags"] & _IFF_UP),
+        master=message.get_attr("IFLA_MASTER"),
     )
 
 
@@ -360,7 +365,7 @@ def check_range_is_free(cidr: str, *, network_id: str) -> None:
             raise ConfigError(
                 f"Range {cidr} of {network_id} overlaps {used.cidr}, which this node reaches by "
                 f"{used.link_name}.",
-                hint="Give the network a range that nothing on this node uses.",
+                hint="Set network.cidr to a free range.",
             )
 
 

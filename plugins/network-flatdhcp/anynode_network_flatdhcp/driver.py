@@ -208,7 +208,8 @@ class FlatDhcp:
     def _warnings(self, present: Mapping[str, links.Link], bridges: set[str]) -> Iterator[str]:
         record = self._record.value
         translated = nat.applied()
-        ports = {one.port_id: one.network_id for one in self._ports(present)}
+        taps = list(self._ports(present))
+        ports = {one.port_id: one.network_id for one in taps}
         for network_id, network in sorted(record.networks.items()):
             places = self._places(network_id)
             if network_id not in bridges:
@@ -217,6 +218,9 @@ class FlatDhcp:
                 yield f"The DHCP server (dnsmasq) of {network_id} does not run."
             if network_id not in translated:
                 yield f"The rule that lets {network_id} out is missing."
+            for one in taps:
+                if one.network_id == network_id and not _is_in(present, one.tap, network.bridge):
+                    yield f"Port {one.port_id} is not in bridge {network.bridge}."
             known = dnsmasq.known_ports(places)
             here = {port_id for port_id, owner in ports.items() if owner == network_id}
             yield from (f"Port {one} is unknown to DHCP." for one in sorted(here - known))
@@ -265,6 +269,11 @@ def reachable_directory(run_dir: Path) -> Path:
         return run_dir
     own = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
     return Path("/run") / f"anynode-dhcp-{own}"
+
+
+def _is_in(present: Mapping[str, links.Link], tap: str, bridge: str) -> bool:
+    owner = present.get(bridge)
+    return owner is not None and present[tap].master == owner.index
 
 
 def _mark(network_id: str, port_id: str = "") -> links.Mark:

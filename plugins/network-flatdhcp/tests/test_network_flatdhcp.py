@@ -507,8 +507,9 @@ def test_range_in_use_is_refused(
     node: Node, driver: Network, network: NetworkSpec, taken: str
 ) -> None:
     node.call(set_up, "foreign0", taken)
-    with pytest.raises(ConfigError, match=r"overlaps .* foreign0"):
+    with pytest.raises(ConfigError, match=r"overlaps .* foreign0") as refused:
         driver.prepare(network)
+    assert "network.cidr" in refused.value.hint
     assert driver.list().network_ids == ()
 
 
@@ -531,6 +532,35 @@ def test_bridge_is_put_right(node: Node, driver: Network, network: NetworkSpec) 
     assert "inet 169.254.169.254/32" in shown
     assert "10.64.9.1" not in shown
     assert "mtu 1400" in shown
+
+
+def test_ports_work_again_after_their_bridge_was_deleted(
+    node: Node, driver: Network, network: NetworkSpec, tmp_path: Path
+) -> None:
+    one, two = make_port(network, 1), make_port(network, 2)
+    driver.prepare(network)
+    taps = [bring_up(driver, network, port) for port in (one, two)]
+    with Machine(node, taps[0], one.mac) as machine, Machine(node, taps[1], two.mac) as other:
+        assert ask_dhcp(machine, tmp_path)["ip"] == one.addresses[0]
+        other.call(set_up, "eth0", f"{two.addresses[0]}/24")
+        node.call(node.run, "ip", "link", "del", network.bridge)
+        for lease in reachable_directory(node.run_dir).rglob(one.port_id):
+            lease.unlink()
+        assert [text for text in driver.list().warnings if network.bridge in text]
+        driver.prepare(network)
+        assert set(driver.list().warnings) == {
+            *(f"Port {port.port_id} is not in bridge {network.bridge}." for port in (one, two)),
+            f"Port {one.port_id} is unknown to DHCP.",
+        }
+        for port in (one, two):
+            driver.attach(network, port)
+        assert driver.list().warnings == ()
+        assert all(node.call(links.links)[tap].is_up for tap in taps)
+        assert ask_dhcp(machine, tmp_path)["ip"] == one.addresses[0]
+        machine.call(set_up, "eth0", f"{one.addresses[0]}/24")
+        with machine.call(udp, one.addresses[0]) as sender, other.call(udp, "", 7000) as receiver:
+            sender.sendto(b"hello", (two.addresses[0], 7000))
+            assert receiver.recvfrom(100)[0] == b"hello"
 
 
 def test_what_a_crash_left_is_found(node: Node, driver: Network, network: NetworkSpec) -> None:
