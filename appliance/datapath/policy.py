@@ -122,6 +122,17 @@ class PolicyKeeper:
         policy = self._policies.get(network_id)
         return policy is not None and any(port.port_id == port_id for port in policy.ports)
 
+    def owner(self, network_id: str, address: str) -> str | None:
+        """Ask whose an address is on this node; return the port, ``None`` when it is nobody's.
+
+        :raises Unavailable: the network role does not answer.
+        """
+        with self._lock(network_id):
+            self.refresh(network_id)
+            policy = self._policies.get(network_id)
+        ports = policy.ports if policy else ()
+        return next((port.port_id for port in ports if address in port.addresses), None)
+
     def drop(self, port_id: str) -> None:
         """Remove a port's rules, in whatever network it is. No error when there are none."""
         for network_id in self.watched():
