@@ -23,12 +23,13 @@ from appliance.firewall import (
     UPLINK,
     Arp,
     Packet,
+    apply_delta,
     diff,
     link_local,
     verdict,
 )
 from appliance.firewall.rules import ICMP, ICMPV6, TCP, UDP
-from appliance.model import NetworkPolicy, NetworkSpec
+from appliance.model import MemberChange, NetworkPolicy, NetworkSpec, PolicyDelta
 from appliance.testing.firewall import BAD_RULES, allow, make_group, make_network, make_port
 from appliance.testing.firewall_draws import UPLINK_MAC, packets, policies
 from appliance.testing.firewall_lab import FirewallLab
@@ -363,6 +364,26 @@ class FirewallPacketContract:
         bench.check(bench.packet(destination_port=8), passes=False)
         bench.update(groups=(group_a, group_b))
         bench.check(bench.packet(), passes=False)
+
+    def test_single_members_join_and_leave(self, bench: Bench) -> None:
+        bench.sync(allow(UDP, 7, 7, peer="sg-a"), of_a=())
+        flow = bench.packet()
+        for revision, added, removed in (
+            (2, bench.a.addresses, ()),
+            (3, (), bench.a.addresses),
+            (4, bench.a.addresses[:1], ("10.64.1.99",)),
+        ):
+            change = MemberChange(group_id="sg-a", added=added, removed=removed)
+            delta = PolicyDelta(
+                network=bench.network,
+                from_revision=revision - 1,
+                to_revision=revision,
+                member_changes=(change,),
+            )
+            bench.lab.firewall.update(delta)
+            bench.policy = apply_delta(bench.policy, delta)
+            bench.check(flow, passes=bool(added), what=f"revision {revision}")
+        bench.check(bench.packet6(), passes=False)
 
     def test_answers_pass_and_a_revoked_rule_cuts(self, bench: Bench) -> None:
         bench.sync(allow(UDP, 7, 9, peer="0.0.0.0/0"), allow(TCP, 22, 22, peer="0.0.0.0/0"))

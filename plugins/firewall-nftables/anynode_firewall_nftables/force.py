@@ -66,10 +66,12 @@ def compile_policy(policy: NetworkPolicy, zone: int) -> InForce:
 
 def apply_delta(old: InForce, delta: PolicyDelta) -> InForce:
     """Return what is in force after the difference; only what it names is rendered again."""
+    gone = set(delta.removed_group_ids)
+    kept = {name: group for name, group in old.groups.items() if name not in gone}
     return _Change(old, delta.network).apply(
         delta.to_revision,
         delta.ports,
-        changed_groups(old.groups, delta).values(),
+        changed_groups(kept, delta).values(),
         delta.removed_port_ids,
         delta.removed_group_ids,
     )
