@@ -536,7 +536,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_port_groups_group_id"), ["group_id"], unique=False)
 
 
-
 def downgrade() -> None:
     with op.batch_alter_table("port_groups", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_port_groups_group_id"))
