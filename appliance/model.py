@@ -78,7 +78,7 @@ class PlacementRequest(Value, frozen=True, kw_only=True):
     """One instance that wants a node.
 
     ``pinned_node_id`` is set where the instance's disk lies on a node; ``excluded_node_ids`` are
-    nodes that have already failed it. ``seed`` makes a random choice repeatable.
+    nodes that have been tried for it. ``seed`` makes a random choice repeatable.
     """
 
     instance_id: str

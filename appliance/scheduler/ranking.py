@@ -39,7 +39,7 @@ def asked_reasons(request: PlacementRequest, nodes: Sequence[NodeView]) -> list[
     if pinned is None and not excluded:
         return [None] * len(nodes)
     return [
-        "has already failed this instance"
+        "has been tried for this instance"
         if node.node_id in excluded
         else "does not hold the disk of this instance"
         if pinned is not None and node.node_id != pinned

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import msgspec
+from functools import partial
 
 from appliance.bus import Delivery
 from appliance.hooks import Scheduler
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import Order, Place, node_topic
-from appliance.model import (
-    Decision,
-    Desired,
-    InstanceSpec,
-    InstanceState,
-    NodeView,
-    PlacementRequest,
-    Ranking,
-    Reason,
-    TimelineEntry,
-)
+from appliance.model import Decision, Reason, TimelineEntry
 from appliance.node import NodeParts
 from appliance.role import Role
+from appliance.scheduler.claims import Claim, claim_all, give_back, placement_of
+from appliance.scheduler.plan import Placing, Plan, Waiting, find_waiting, make_plan
 from appliance.scheduler.record import summary
-from appliance.store import Transaction, instances, nodes, placements, timeline
-from appliance.store.instances import Instance
-from appliance.store.placements import Placement
+from appliance.store import Transaction, instances, placements, timeline
 
 api_versions = frozenset({1})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placing:
-    """What placing needs: the parts of the node and the scheduler plugin."""
-
-    parts: NodeParts
-    scheduler: Scheduler
 
 
 def create(settings: NoSettings, context: PluginContext) -> object:
@@ -64,172 +45,122 @@ class SchedulerRole:
 def place(placing: Placing, message: Place, delivery: Delivery) -> None:
     """Place the instances of a message: at least ``min_count`` of them, or none.
 
-    The ranking is made on a view from before the transaction; the claim on the view's first node
-    with room is what decides.
+    The rankings are made on a view from before the transaction, so that the store waits for no
+    plugin; the claims in it decide. Where they or the instances say that the view was too old,
+    nothing is written and the nodes are ranked once more.
     """
-    views = placing.parts.need_store().read(nodes.views)
-    delivery.once(lambda tx: _place_all(placing, tx, message, views))
-
-
-def _place_all(placing: Placing, tx: Transaction, message: Place, views: list[NodeView]) -> None:
     clock = placing.parts.world.clock
-    started_at, started = clock.now(), clock.monotonic()
-    waiting = [
-        (instance, kept)
-        for instance in instances.find(tx, message.instance_ids)
-        if instance.desired is Desired.RUNNING and instance.state is InstanceState.PENDING
-        for kept in [placements.active(tx, instance.instance_id)]
-        if kept is None or kept.memory_mib == 0
-    ]
-    board = {view.node_id: view for view in views}
-    choices = [_choose(placing, tx, instance, kept, board) for instance, kept in waiting]
-    placed = [choice for choice in choices if choice.node_id]
-    is_enough = len(placed) >= min(message.min_count, len(waiting))
-    specs = instances.specs(tx, [choice.instance_id for choice in placed], placing.parts.zone)
-    took_ms = (clock.monotonic() - started) * 1000
-    for (instance, kept), choice in zip(waiting, choices, strict=True):
-        timeline.decide(tx, choice)
-        if choice.node_id and is_enough:
-            _order(tx, instance, kept, choice, specs[instance.instance_id])
+    began = _Began(at=clock.now(), monotonic=clock.monotonic())
+    filled: dict[str, tuple[str, ...]] = {}
+    for is_last in (False, True):
+        plan = make_plan(placing, message.instance_ids, filled)
+        try:
+            delivery.once(partial(_place_all, placing, message, plan, began, is_last))
+        except _OutdatedError as outdated:
+            filled = outdated.filled
         else:
-            _refuse(tx, instance, kept, choice, message.min_count)
-        timeline.record(tx, [_entry(placing, instance, choice, started_at, took_ms)])
+            return
 
 
-def _choose(
-    placing: Placing,
-    tx: Transaction,
-    instance: Instance,
-    kept: Placement | None,
-    board: dict[str, NodeView],
-) -> Decision:
-    """Rank the nodes and claim the first with room; ``board`` keeps up with the claims."""
-    request = PlacementRequest(
-        instance_id=instance.instance_id,
-        project_id=instance.project_id,
-        instance_type=instance.instance_type,
-        vcpus=instance.vcpus,
-        memory_mib=instance.memory_mib,
-        disk_gib=0 if kept else instance.disk_gib,
-        zone=instance.zone,
-        pinned_node_id=kept.node_id if kept else None,
-        excluded_node_ids=() if kept else placements.failed_nodes(tx, instance.instance_id),
-        seed=placing.parts.world.random.getrandbits(32),
-    )
-    ranking = placing.scheduler.rank(request, list(board.values()))
-    epoch = instance.epoch + 1
-    lost = 0
-    for node_id in ranking.node_ids:
-        if _claim(tx, instance, kept, epoch, node_id):
-            board[node_id] = _with_claim(board[node_id], request)
-            return _decision(placing, instance, ranking, epoch, board[node_id], lost)
-        lost += 1
-    return _decision(placing, instance, ranking, epoch, None, lost)
+@dataclass(frozen=True, kw_only=True)
+class _Began:
+    at: float
+    monotonic: float
 
 
-def _claim(
-    tx: Transaction, instance: Instance, kept: Placement | None, epoch: int, node_id: str
-) -> bool:
-    if kept:
-        return placements.renew(
-            tx, kept, epoch, vcpus=instance.vcpus, memory_mib=instance.memory_mib
-        )
-    return placements.claim(
-        tx,
-        instance.instance_id,
-        epoch,
-        node_id,
-        vcpus=instance.vcpus,
-        memory_mib=instance.memory_mib,
-        disk_gib=instance.disk_gib,
-    )
+class _OutdatedError(Exception):
+    """The plan was made on a view that is too old; ``filled`` as :func:`make_plan` takes it."""
+
+    def __init__(self, filled: dict[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self.filled = filled
 
 
-def _with_claim(view: NodeView, request: PlacementRequest) -> NodeView:
-    return msgspec.structs.replace(
-        view,
-        vcpus_claimed=view.vcpus_claimed + request.vcpus,
-        memory_claimed_mib=view.memory_claimed_mib + request.memory_mib,
-        disk_claimed_gib=view.disk_claimed_gib + request.disk_gib,
-        instances=view.instances + 1,
-    )
+def _place_all(
+    placing: Placing, message: Place, plan: Plan, began: _Began, is_last: bool, tx: Transaction
+) -> None:
+    waiting = find_waiting(tx, message.instance_ids)
+    ranked = [found for one in waiting if (found := plan.of(one))]
+    claims = claim_all(tx, ranked)
+    filled = {
+        claim.ranked.waiting.instance_id: claim.ranked.ranking.node_ids
+        for claim in claims
+        if claim.is_outranked
+    }
+    if not is_last and (filled or len(ranked) < len(waiting)):
+        raise _OutdatedError(filled)
+    choices = [(claim, _decision(placing, plan, claim)) for claim in claims]
+    timeline.decide(tx, [choice for _, choice in choices])
+    timeline.record(tx, [_entry(placing, *pair, began) for pair in choices])
+    placed = [claim for claim in claims if claim.node_id]
+    if len(placed) >= min(message.min_count, len(claims)):
+        _order(tx, placed, plan)
+        choices = [pair for pair in choices if pair[0].node_id is None]
+    else:
+        give_back(tx, placed)
+    for claim, choice in choices:
+        _refuse(tx, claim.ranked.waiting, choice, message.min_count)
 
 
-def _decision(
-    placing: Placing,
-    instance: Instance,
-    ranking: Ranking,
-    epoch: int,
-    node: NodeView | None,
-    claims_lost: int,
-) -> Decision:
+def _decision(placing: Placing, plan: Plan, claim: Claim) -> Decision:
+    name = plan.node_names[claim.node_id] if claim.node_id else None
     return Decision(
-        instance_id=instance.instance_id,
-        epoch=epoch,
+        instance_id=claim.ranked.waiting.instance_id,
+        epoch=claim.epoch,
         scheduler=placing.scheduler.name,
-        ranking=ranking,
-        node_id=node.node_id if node else None,
-        node_name=node.name if node else None,
-        claims_lost=claims_lost,
-        summary=summary(ranking, node.name if node else None, claims_lost),
+        ranking=claim.ranked.ranking,
+        node_id=claim.node_id,
+        node_name=name,
+        claims_lost=claim.claims_lost,
+        summary=summary(claim.ranked.ranking, name, claim.claims_lost),
         made_at=placing.parts.world.clock.now(),
     )
 
 
-def _order(
-    tx: Transaction,
-    instance: Instance,
-    kept: Placement | None,
-    choice: Decision,
-    spec: InstanceSpec,
-) -> None:
-    assert choice.node_id is not None
-    instances.placed(tx, instance.instance_id, choice.epoch, choice.node_id)
-    order = Order(
-        instance_id=instance.instance_id,
-        epoch=choice.epoch,
-        revision=instance.revision,
-        verb="run",
-        spec=spec,
-        adopts_epoch=kept.epoch if kept else 0,
-        request_id=instance.request_id,
-    )
-    tx.cast(node_topic("compute", choice.node_id), order)
+def _order(tx: Transaction, claims: list[Claim], plan: Plan) -> None:
+    new = [placement_of(tx, claim) for claim in claims]
+    placements.write(tx, new)
+    instances.placed(tx, [(one.instance_id, one.epoch, one.node_id) for one in new])
+    for claim, placement in zip(claims, new, strict=True):
+        instance = claim.ranked.waiting.instance
+        order = Order(
+            instance_id=instance.instance_id,
+            epoch=placement.epoch,
+            revision=instance.revision,
+            verb="run",
+            spec=plan.specs[instance.instance_id],
+            adopts_epoch=placement.adopts_epoch,
+            request_id=instance.request_id,
+        )
+        tx.cast(node_topic("compute", placement.node_id), order)
 
 
-def _refuse(
-    tx: Transaction, instance: Instance, kept: Placement | None, choice: Decision, min_count: int
-) -> None:
+def _refuse(tx: Transaction, waiting: Waiting, choice: Decision, min_count: int) -> None:
     """End what could not be placed: a launch is terminated, a start leaves it stopped."""
-    message = choice.summary
+    instance, message = waiting.instance, choice.summary
     if choice.node_id:
-        claimed = placements.find(tx, instance.instance_id, choice.epoch)
-        if claimed:
-            placements.end(tx, claimed, "too few of the reservation could be placed")
         message = f"Fewer than the {min_count} instances asked for could be placed."
     reason = Reason(code="Server.InsufficientInstanceCapacity", message=message)
     if instance.attempts and instance.reason:
         # What failed on a node says more than that no other node is left.
         failed = instance.reason
         reason = Reason(code=failed.code, message=f"{failed.message} No other node: {message}")
-    if kept:
+    if waiting.kept:
         instances.stopped(tx, instance, reason)
     else:
         instances.terminated(tx, instance, reason)
 
 
-def _entry(
-    placing: Placing, instance: Instance, choice: Decision, started_at: float, took_ms: float
-) -> TimelineEntry:
+def _entry(placing: Placing, claim: Claim, choice: Decision, began: _Began) -> TimelineEntry:
     return TimelineEntry(
-        instance_id=instance.instance_id,
+        instance_id=choice.instance_id,
         epoch=choice.epoch,
-        request_id=instance.request_id,
+        request_id=claim.ranked.waiting.instance.request_id,
         node=placing.parts.node_name,
         role="scheduler",
         name="place",
-        started_at=started_at,
-        duration_ms=took_ms,
+        started_at=began.at,
+        duration_ms=(placing.parts.world.clock.monotonic() - began.monotonic) * 1000,
         outcome="ok" if choice.node_id else "refused",
         detail=choice.summary,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import and_, bindparam, delete, or_, select, update
 
 from appliance.model import (
     Binding,
@@ -122,13 +122,24 @@ def without_progress(tx: Transaction, since: float) -> list[Instance]:
     return [_instance(row) for row in tx.execute(query)]
 
 
-def placed(tx: Transaction, instance_id: str, epoch: int, node_id: str) -> None:
-    """Write that an instance now belongs on a node at an epoch."""
-    tx.execute(
-        update(instances)
-        .where(instances.c.id == instance_id)
-        .values(epoch=epoch, seq=0, node_id=node_id, progress_at=tx.now)
-    )
+def placed(tx: Transaction, placements: Iterable[tuple[str, int, str]]) -> None:
+    """Write where instances now belong: instance, epoch and node of each."""
+    rows = [
+        {"placed_id": instance_id, "placed_epoch": epoch, "placed_on": node_id}
+        for instance_id, epoch, node_id in placements
+    ]
+    if rows:
+        tx.execute(
+            update(instances)
+            .where(instances.c.id == bindparam("placed_id"))
+            .values(
+                epoch=bindparam("placed_epoch"),
+                seq=0,
+                node_id=bindparam("placed_on"),
+                progress_at=tx.now,
+            ),
+            rows,
+        )
 
 
 def progressed(tx: Transaction, instance_id: str) -> None:

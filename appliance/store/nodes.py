@@ -113,7 +113,9 @@ def views(tx: Transaction) -> list[NodeView]:
     ]
 
 
-def claim(tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gib: int) -> bool:
+def claim(
+    tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gib: int, instances: int
+) -> bool:
     """Take room on a node in one conditional UPDATE; ``False`` when it has too little left."""
     c = node_claims.c
     statement = (
@@ -128,7 +130,7 @@ def claim(tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gi
             vcpus_claimed=c.vcpus_claimed + vcpus,
             memory_claimed_mib=c.memory_claimed_mib + memory_mib,
             disk_claimed_gib=c.disk_claimed_gib + disk_gib,
-            instances=c.instances + 1,
+            instances=c.instances + instances,
         )
     )
     return tx.execute(statement).rowcount == 1

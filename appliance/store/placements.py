@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from appliance.model import Phase
 from appliance.store import Transaction, nodes
@@ -44,48 +45,27 @@ def _placement(row: object) -> Placement:
     )
 
 
-def claim(
-    tx: Transaction,
-    instance_id: str,
-    epoch: int,
-    node_id: str,
-    *,
-    vcpus: int,
-    memory_mib: int,
-    disk_gib: int,
-) -> bool:
-    """Place an instance if the node has room; ``False``, with nothing written, when it has not."""
-    if not nodes.claim(tx, node_id, vcpus=vcpus, memory_mib=memory_mib, disk_gib=disk_gib):
-        return False
-    _insert(tx, instance_id, epoch, node_id, vcpus, memory_mib, disk_gib)
-    return True
+def write(tx: Transaction, claimed: Sequence[Placement]) -> None:
+    """Write placements whose room is claimed.
 
-
-def _insert(
-    tx: Transaction,
-    instance_id: str,
-    epoch: int,
-    node_id: str,
-    vcpus: int,
-    memory_mib: int,
-    disk_gib: int,
-    *,
-    adopts_epoch: int = 0,
-) -> None:
-    tx.execute(
-        insert(placements).values(
-            adopts_epoch=adopts_epoch,
-            instance_id=instance_id,
-            epoch=epoch,
-            node_id=node_id,
-            phase=Phase.CLAIMED.value,
-            vcpus=vcpus,
-            memory_mib=memory_mib,
-            disk_gib=disk_gib,
-            created_at=tx.now,
-            changed_at=tx.now,
+    The copies that they adopt are gone from then on; their disks' claims pass to the new epochs.
+    """
+    adopted = [one for one in claimed if one.adopts_epoch]
+    if adopted:
+        tx.execute(
+            update(placements)
+            .where(
+                placements.c.instance_id == bindparam("adopter_id"),
+                placements.c.epoch == bindparam("adopted_epoch"),
+            )
+            .values(phase=Phase.GONE.value, reason="placed anew for a start", changed_at=tx.now),
+            [{"adopter_id": one.instance_id, "adopted_epoch": one.adopts_epoch} for one in adopted],
         )
-    )
+    if claimed:
+        tx.execute(
+            insert(placements),
+            [{**asdict(one), "phase": one.phase.value, "created_at": tx.now} for one in claimed],
+        )
 
 
 def find(tx: Transaction, instance_id: str, epoch: int) -> Placement | None:
@@ -99,13 +79,17 @@ def find(tx: Transaction, instance_id: str, epoch: int) -> Placement | None:
 
 def active(tx: Transaction, instance_id: str) -> Placement | None:
     """Return the placement that is claimed or committed; the newest where there are two."""
+    return active_of(tx, [instance_id]).get(instance_id)
+
+
+def active_of(tx: Transaction, instance_ids: Iterable[str]) -> dict[str, Placement]:
+    """Return by instance the placement that is claimed or committed; the newest of several."""
     query = (
         select(placements)
-        .where(placements.c.instance_id == instance_id, placements.c.phase.in_(ACTIVE))
-        .order_by(placements.c.epoch.desc())
+        .where(placements.c.instance_id.in_(list(instance_ids)), placements.c.phase.in_(ACTIVE))
+        .order_by(placements.c.epoch)
     )
-    row = tx.execute(query).first()
-    return _placement(row) if row else None
+    return {row.instance_id: _placement(row) for row in tx.execute(query)}
 
 
 def on_node(tx: Transaction, node_id: str) -> list[Placement]:
@@ -116,12 +100,20 @@ def on_node(tx: Transaction, node_id: str) -> list[Placement]:
     return [_placement(row) for row in tx.execute(query)]
 
 
-def failed_nodes(tx: Transaction, instance_id: str) -> tuple[str, ...]:
-    """Return the nodes that an instance was placed on and is no longer."""
-    query = select(placements.c.node_id).where(
-        placements.c.instance_id == instance_id, placements.c.phase == Phase.GONE.value
+def failed_nodes_of(tx: Transaction, instance_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return by instance the nodes that it was placed on and is no longer, oldest first."""
+    query = (
+        select(placements.c.instance_id, placements.c.node_id)
+        .where(
+            placements.c.instance_id.in_(list(instance_ids)),
+            placements.c.phase == Phase.GONE.value,
+        )
+        .order_by(placements.c.epoch)
     )
-    return tuple(dict.fromkeys(tx.execute(query).scalars()))
+    failed: dict[str, dict[str, None]] = {}
+    for row in tx.execute(query):
+        failed.setdefault(row.instance_id, {})[row.node_id] = None
+    return {instance_id: tuple(nodes_failed) for instance_id, nodes_failed in failed.items()}
 
 
 def commit(tx: Transaction, instance_id: str, epoch: int, node_id: str) -> bool:
@@ -162,32 +154,6 @@ def end(tx: Transaction, placement: Placement, reason: str) -> bool:
         memory_mib=row.memory_mib,
         disk_gib=row.disk_gib,
         instances=1,
-    )
-    return True
-
-
-def renew(tx: Transaction, kept: Placement, epoch: int, *, vcpus: int, memory_mib: int) -> bool:
-    """Place a stopped instance anew on the node of its disk; ``False`` when it has no room.
-
-    The disk's claim passes from the old epoch to the new one.
-    """
-    if not nodes.claim(tx, kept.node_id, vcpus=vcpus, memory_mib=memory_mib, disk_gib=0):
-        return False
-    nodes.unclaim(tx, kept.node_id, vcpus=0, memory_mib=0, disk_gib=0, instances=1)
-    tx.execute(
-        update(placements)
-        .where(placements.c.instance_id == kept.instance_id, placements.c.epoch == kept.epoch)
-        .values(phase=Phase.GONE.value, reason="placed anew for a start", changed_at=tx.now)
-    )
-    _insert(
-        tx,
-        kept.instance_id,
-        epoch,
-        kept.node_id,
-        vcpus,
-        memory_mib,
-        kept.disk_gib,
-        adopts_epoch=kept.epoch,
     )
     return True
 

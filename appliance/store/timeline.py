@@ -50,16 +50,19 @@ def of_instance(tx: Transaction, instance_id: str) -> list[TimelineEntry]:
     ]
 
 
-def decide(tx: Transaction, decision: Decision) -> None:
-    """Keep the record of a placement choice."""
-    tx.execute(
-        insert(decisions).values(
-            instance_id=decision.instance_id,
-            epoch=decision.epoch,
-            body=msgspec.json.encode(decision),
-            made_at=decision.made_at,
-        )
-    )
+def decide(tx: Transaction, made: Iterable[Decision]) -> None:
+    """Keep the records of placement choices."""
+    rows = [
+        {
+            "instance_id": decision.instance_id,
+            "epoch": decision.epoch,
+            "body": msgspec.json.encode(decision),
+            "made_at": decision.made_at,
+        }
+        for decision in made
+    ]
+    if rows:
+        tx.execute(insert(decisions), rows)
 
 
 def decisions_of(tx: Transaction, instance_id: str) -> list[Decision]:

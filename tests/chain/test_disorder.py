@@ -20,6 +20,7 @@ from appliance.store import instances as instance_rows
 from appliance.store.schema import instances, outbox
 from tests.chain.conftest import MakeChain
 from tests.chain.harness import Chain, wait_until
+from tests.store.conftest import claim_room
 
 NOTHING_USED = {"instances": 0, "vcpus": 0, "memory_mib": 0}
 POINTS = [f"step.{step.name}.{moment}" for step in LAUNCH for moment in ("before", "after")]
@@ -138,10 +139,8 @@ def place_anew(tx: Transaction, chain: Chain, instance_id: str) -> None:
     assert old
     assert instance
     placements.end(tx, old, "evacuated")
-    assert placements.claim(
-        tx, instance_id, old.epoch + 1, old.node_id, vcpus=1, memory_mib=512, disk_gib=1
-    )
-    instance_rows.placed(tx, instance_id, old.epoch + 1, old.node_id)
+    assert claim_room(tx, instance_id, old.epoch + 1, old.node_id)
+    instance_rows.placed(tx, [(instance_id, old.epoch + 1, old.node_id)])
     specs = instance_rows.specs(tx, [instance_id], "local-1a")
     order = Order(
         instance_id=instance_id,

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.config import Config, NetworkSettings, QuotaSettings
 from appliance.instance_types import CATALOG
+from appliance.model import Phase
 from appliance.store import (
     Store,
     Transaction,
@@ -20,6 +21,7 @@ from appliance.store import (
     launches,
     migrations,
     networks,
+    placements,
 )
 from appliance.store import instances as instance_rows
 from appliance.store import nodes as node_rows
@@ -27,6 +29,7 @@ from appliance.store import setup as store_setup
 from appliance.store.images import MACHINE, NewImage, create
 from appliance.store.launches import Launch, RootDisk
 from appliance.store.nodes import Node
+from appliance.store.placements import Placement
 from appliance.world import World
 
 AMPLE = QuotaSettings(instances=10_000, vcpus=100_000, memory_mib=10**9)
@@ -98,6 +101,30 @@ class Site:
         """Bind an instance; return its addresses."""
         binding = instance_rows.bind(tx, instance_id, 1, region="r", zone="z", quarantine_s=0.0)
         return tuple(address for port in binding.ports for address in port.addresses)
+
+
+def claim_room(
+    tx: Transaction, instance_id: str, epoch: int, node_id: str, *, kept: Placement | None = None
+) -> bool:
+    """Place an instance if the node has room; ``kept`` is the stopped copy whose disk it has."""
+    disk_gib = 0 if kept else 1
+    if not node_rows.claim(
+        tx, node_id, vcpus=1, memory_mib=512, disk_gib=disk_gib, instances=disk_gib
+    ):
+        return False
+    placement = Placement(
+        instance_id=instance_id,
+        epoch=epoch,
+        node_id=node_id,
+        phase=Phase.CLAIMED,
+        vcpus=1,
+        memory_mib=512,
+        disk_gib=1,
+        changed_at=tx.now,
+        adopts_epoch=kept.epoch if kept else 0,
+    )
+    placements.write(tx, [placement])
+    return True
 
 
 def make_site(path: Path, cidr: str = "10.64.0.0/24") -> Site:

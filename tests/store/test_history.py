@@ -8,7 +8,7 @@ from appliance.store import Transaction, history, outbox, placements
 from appliance.store.schema import handled
 from appliance.store.schema import outbox as outbox_rows
 from appliance.store.schema import placements as placement_rows
-from tests.store.conftest import Site
+from tests.store.conftest import Site, claim_room
 
 DAY_S = 86400.0
 
@@ -25,9 +25,7 @@ def place(tx: Transaction, site: Site, instance_id: str, *epochs: int) -> None:
         before = placements.active(tx, instance_id)
         if before:
             placements.end(tx, before, "placed anew")
-        assert placements.claim(
-            tx, instance_id, epoch, site.node_ids[0], vcpus=1, memory_mib=1, disk_gib=1
-        )
+        assert claim_room(tx, instance_id, epoch, site.node_ids[0])
 
 
 def epochs(site: Site, instance_id: str) -> list[int]:

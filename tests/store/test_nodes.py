@@ -86,13 +86,13 @@ def test_when_many_fall_silent_at_once_the_bus_is_suspected(site: Site) -> None:
 def test_an_offer_keeps_the_claims(site: Site) -> None:
     node_id = site.add_node("a", vcpus=4)
     assert site.store.transaction(
-        lambda tx: nodes.claim(tx, node_id, vcpus=3, memory_mib=10, disk_gib=1)
+        lambda tx: nodes.claim(tx, node_id, vcpus=3, memory_mib=10, disk_gib=1, instances=1)
     )
     site.add_node("a", vcpus=2)
     (view,) = site.store.read(nodes.views)
     assert (view.vcpus, view.vcpus_claimed) == (2, 3)
     assert not site.store.transaction(
-        lambda tx: nodes.claim(tx, node_id, vcpus=0, memory_mib=10, disk_gib=1)
+        lambda tx: nodes.claim(tx, node_id, vcpus=0, memory_mib=10, disk_gib=1, instances=1)
     )
 
 

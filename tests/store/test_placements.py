@@ -10,7 +10,7 @@ from appliance.model import Phase
 from appliance.store import facts as store_facts
 from appliance.store import nodes, placements
 from appliance.store.facts import Room
-from tests.store.conftest import Site
+from tests.store.conftest import Site, claim_room
 
 
 def room(site: Site, node_id: str) -> Room:
@@ -18,11 +18,7 @@ def room(site: Site, node_id: str) -> Room:
 
 
 def claim(site: Site, instance_id: str, node_id: str, epoch: int = 1) -> bool:
-    return site.store.transaction(
-        lambda tx: placements.claim(
-            tx, instance_id, epoch, node_id, vcpus=1, memory_mib=512, disk_gib=1
-        )
-    )
+    return site.store.transaction(lambda tx: claim_room(tx, instance_id, epoch, node_id))
 
 
 def test_a_hundred_launches_for_sixty_places(site: Site) -> None:
@@ -61,7 +57,8 @@ def test_a_placement_ends_once(site: Site) -> None:
         )
     assert ends.count(True) == 1
     assert room(site, node_id) == Room()
-    assert site.store.read(lambda tx: placements.failed_nodes(tx, "i-1")) == (node_id,)
+    failed = site.store.read(lambda tx: placements.failed_nodes_of(tx, ["i-1", "i-2"]))
+    assert failed == {"i-1": (node_id,)}
 
 
 def test_commit_needs_the_right_node_and_an_active_phase(site: Site) -> None:
@@ -94,9 +91,7 @@ def test_stop_frees_room_once_and_start_takes_it_again(site: Site) -> None:
     assert kept
 
     def renew() -> bool:
-        return site.store.transaction(
-            lambda tx: placements.renew(tx, kept, 2, vcpus=1, memory_mib=512)
-        )
+        return site.store.transaction(lambda tx: claim_room(tx, "i-1", 2, node_id, kept=kept))
 
     assert not renew()
     assert site.store.read(lambda tx: placements.active(tx, "i-1")) == kept

@@ -21,7 +21,7 @@ from appliance.model import NetworkPolicy
 from appliance.store import Transaction, groups, placements, policy
 from appliance.store import instances as instance_rows
 from appliance.store.groups import Group, Match
-from tests.store.conftest import make_site
+from tests.store.conftest import claim_room, make_site
 
 NODES = ("a", "b")
 
@@ -96,10 +96,8 @@ class Policies(RuleBasedStateMachine):
         def write(tx: Transaction) -> str:
             (instance_id,) = self.site.launch(tx, group_ids=chosen)
             node_id = self.node_ids[node]
-            assert placements.claim(
-                tx, instance_id, 1, node_id, vcpus=1, memory_mib=512, disk_gib=1
-            )
-            instance_rows.placed(tx, instance_id, 1, node_id)
+            assert claim_room(tx, instance_id, 1, node_id)
+            instance_rows.placed(tx, [(instance_id, 1, node_id)])
             assert placements.commit(tx, instance_id, 1, node_id)
             self.site.bind(tx, instance_id)
             return instance_id

@@ -42,7 +42,7 @@ class TestFilterWithDefaults(SchedulerContract, plugin="filter"):
         ranking = driver.rank(request, nodes)
         assert ranking.node_ids == ()
         assert [(one.filter, one.reasons) for one in ranking.refusals] == [
-            ("request", {"has already failed this instance": 1}),
+            ("request", {"has been tried for this instance": 1}),
             ("up", {"is down": 1}),
             ("zone", {"is in another availability zone": 1}),
             ("capacity", {"has too few free vcpus": 1}),
