@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from sqlalchemy import and_, bindparam, delete, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, or_, select, update
 
 from appliance.model import (
     Binding,
@@ -366,7 +367,6 @@ def bind(
     known = networks.find(tx, {port.network_id for port in port_rows})
     _note_bound(tx, port_rows, owned, known.values())
     group_ids, group_names = _groups_of(tx, port_ids)
-    options = msgspec.json.decode(row.attributes) if row.attributes else {}
     primary = owned[port_ids[0]][0] if port_ids else ""
     hostname = f"ip-{primary.replace('.', '-')}" if primary else instance_id
     return Binding(
@@ -386,26 +386,38 @@ def bind(
             )
             for port in port_rows
         ),
-        metadata=InstanceMetadata(
-            instance_id=instance_id,
-            project_id=row.project_id,
-            reservation_id=row.reservation_id,
-            launch_index=row.launch_index,
-            image_id=row.image_id,
-            instance_type=row.instance_type,
+        metadata=msgspec.structs.replace(
+            _metadata(tx, row),
             zone=row.zone or zone,
             region=region,
             hostname=hostname,
             security_groups=group_names,
-            kernel_id=row.kernel_id or "",
-            ramdisk_id=row.ramdisk_id or "",
-            key_name=row.key_name or "",
-            public_key=row.public_key,
-            user_data_base64=row.user_data_base64,
-            tags=_tags_of(tx, instance_id),
-            requires_token=options.get("http_tokens") == "required",
-            token_hop_limit=int(options.get("http_put_response_hop_limit", 1)),
         ),
+    )
+
+
+def _metadata(tx: Transaction, row: Row[Any]) -> InstanceMetadata:
+    """Return what an instance's own record says to the instance."""
+    options = msgspec.json.decode(row.attributes) if row.attributes else {}
+    shows_tags = options.get("instance_metadata_tags") == "enabled"
+    return InstanceMetadata(
+        instance_id=row.id,
+        project_id=row.project_id,
+        reservation_id=row.reservation_id,
+        launch_index=row.launch_index,
+        image_id=row.image_id,
+        instance_type=row.instance_type,
+        zone="",
+        region="",
+        hostname="",
+        kernel_id=row.kernel_id or "",
+        ramdisk_id=row.ramdisk_id or "",
+        key_name=row.key_name or "",
+        public_key=row.public_key,
+        user_data_base64=row.user_data_base64,
+        tags=_tags_of(tx, row.id) if shows_tags else {},
+        requires_token=options.get("http_tokens") == "required",
+        token_hop_limit=int(options.get("http_put_response_hop_limit", 1)),
     )
 
 

@@ -133,6 +133,7 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
         "MetadataOptions": _metadata_options(
             view.attributes.get("http_tokens", "optional"),
             view.attributes.get("http_put_response_hop_limit", 1),
+            view.attributes.get("instance_metadata_tags", "disabled"),
         ),
         "MaintenanceOptions": _MAINTENANCE,
         "PrivateDnsNameOptions": _NAME_OPTIONS,
@@ -226,7 +227,7 @@ def _interface(port: PortView, owner_id: str, attached_at: datetime) -> dict[str
 
 
 @lru_cache(maxsize=128)
-def _metadata_options(tokens: str, hop_limit: int) -> Constant:
+def _metadata_options(tokens: str, hop_limit: int, tags: str) -> Constant:
     return Constant(
         {
             "State": "applied",
@@ -234,6 +235,6 @@ def _metadata_options(tokens: str, hop_limit: int) -> Constant:
             "HttpPutResponseHopLimit": hop_limit,
             "HttpEndpoint": "enabled",
             "HttpProtocolIpv6": "disabled",
-            "InstanceMetadataTags": "disabled",
+            "InstanceMetadataTags": tags,
         }
     )

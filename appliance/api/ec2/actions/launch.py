@@ -392,5 +392,6 @@ def _attributes(params: Mapping[str, Any]) -> dict[str, Any]:
         "instance_initiated_shutdown_behavior": params.get("InstanceInitiatedShutdownBehavior"),
         "http_tokens": metadata.get("HttpTokens"),
         "http_put_response_hop_limit": metadata.get("HttpPutResponseHopLimit"),
+        "instance_metadata_tags": metadata.get("InstanceMetadataTags"),
     }
     return {name: value for name, value in wanted.items() if value not in (None, False)}
