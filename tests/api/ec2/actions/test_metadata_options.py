@@ -1,4 +1,4 @@
-"""What a launch says about the metadata service is shown as it was said, and reaches the instance."""
+"""What a launch says about the metadata service is shown, and reaches the instance."""
 
 from __future__ import annotations
 
