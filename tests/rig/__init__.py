@@ -124,7 +124,9 @@ class Rig:
 
     def command(self, words: Sequence[str | Path]) -> list[str]:
         """Return the command line that runs a program inside."""
-        return ["nsenter", "--target", str(self.pid), *NAMESPACES, "--", *map(str, words)]
+        # --root: entering a mount namespace leaves a changed root, where this process has one.
+        enter = ["nsenter", "--target", str(self.pid), *NAMESPACES, "--root", "--"]
+        return [*enter, *map(str, words)]
 
     def popen(
         self,
