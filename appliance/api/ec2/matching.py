@@ -28,11 +28,17 @@ def matches(wanted: Iterable[Filter], properties: Mapping[str, Sequence[str]]) -
 
 @lru_cache(maxsize=512)
 def _pattern(value: str) -> re.Pattern[str]:
-    wildcards = {"*": ".*", "?": "."}
-    return re.compile(
-        "".join(
-            wildcards.get(found[2] or "") or re.escape(found[1] or found[3])
-            for found in _TOKEN.finditer(value)
-        ),
-        re.DOTALL,
-    )
+    chunks = [""]
+    for found in _TOKEN.finditer(value):
+        if found[2] == "*":
+            chunks.append("")
+        else:
+            chunks[-1] += "." if found[2] else re.escape(found[1] or found[3])
+    first, *rest = chunks
+    if not rest:
+        return re.compile(first, re.DOTALL)
+    # A star takes as little as it can and gives nothing back: the nearest place for what follows
+    # is as good as any, and without ways back no value makes the search long.
+    *between, last = rest
+    searched = "".join(f"(?>.*?{chunk})" for chunk in between if chunk)
+    return re.compile(f"{first}{searched}.*{last}", re.DOTALL)
