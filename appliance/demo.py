@@ -58,11 +58,12 @@ class Files:
     """What the demo keeps beside its configuration file, all for its owner alone."""
 
     folder: Path
+    config_name: str = CONFIG_NAME
 
     @property
     def config(self) -> Path:
         """The configuration file."""
-        return self.folder / CONFIG_NAME
+        return self.folder / self.config_name
 
     @property
     def env(self) -> Path:

@@ -37,21 +37,26 @@ def demo() -> None:
     """A node and an instance on this machine, and all of it gone again."""
 
 
+def named_path(access: Access) -> str | None:
+    """Return the file or folder that was named; ``None`` when none was."""
+    import os
+
+    return access.config_option or os.environ.get("ANYNODE_CONFIG")
+
+
 def files_of(access: Access) -> Files:
     """Return where the demo keeps its files: beside the configuration that was named, or in var.
 
     :raises ConfigError: this machine has a node of its own, which is none of the demo's.
     """
-    import os
-
-    from appliance.config import CONFIG_NAME
     from appliance.demo import Files
     from appliance.errors import ConfigError
 
-    named = access.config_option or os.environ.get("ANYNODE_CONFIG")
-    if named:
+    if named := named_path(access):
         path = Path(named)
-        return Files(folder=path.parent if path.name == CONFIG_NAME else path)
+        if path.is_file() or (path.suffix == ".toml" and not path.is_dir()):
+            return Files(folder=path.parent, config_name=path.name)
+        return Files(folder=path)
     files = Files(folder=Path("var"))
     if ETC.exists() and not files.config.exists():
         raise ConfigError(
@@ -59,6 +64,46 @@ def files_of(access: Access) -> Files:
             hint="Use that node, or name another folder with --config.",
         )
     return files
+
+
+def check_apart(config: Config) -> None:
+    """Refuse settings that share a folder with the node that this machine has of its own.
+
+    :raises ConfigError: they do, or the settings of that node cannot be read.
+    """
+    from appliance.config import load_config
+    from appliance.errors import ConfigError
+
+    if not ETC.exists():
+        return
+    other = load_config(ETC)
+    for setting in ("state_dir", "run_dir"):
+        folder = getattr(config, setting)
+        if folder.resolve() == getattr(other, setting).resolve():
+            raise ConfigError(
+                f"{folder} belongs to this machine's own node ({ETC}), which the demo leaves "
+                "alone.",
+                hint=f"Set another {setting} in the [node] section of the demo's file.",
+            )
+
+
+def check_own(config: Config, files: Files) -> None:
+    """Refuse to end a node that was started with another configuration file.
+
+    :raises ConfigError: one runs in our folders.
+    """
+    from appliance import node_process
+    from appliance.errors import ConfigError
+
+    process = node_process.find(config.run_dir)
+    if process and process.config_path:
+        other = Path(process.config_path)
+        if other.resolve() != files.config.resolve():
+            raise ConfigError(
+                f"The node that runs here (process {process.pid}) was started with {other}, "
+                f"not with {files.config.absolute()}.",
+                hint=f"To remove it: {program_name()} --config {shlex.quote(str(other))} demo down",
+            )
 
 
 class Report:
@@ -105,6 +150,7 @@ def up(access: Access, as_json: bool) -> None:
     report = Report(is_quiet=as_json)
     parts.check_root()
     files = files_of(access)
+    check_apart(load_config(files.config if files.config.exists() else None))
     if parts.write_config(files):
         report.say(f"wrote {files.config}")
     config = load_config(files.config)
@@ -286,14 +332,19 @@ def down(access: Access, as_json: bool) -> None:
     """
     from appliance import demo as parts
     from appliance import teardown
-    from appliance.config import find_config, load_config
+    from appliance.config import load_config
 
     report = Report(is_quiet=as_json)
     files = files_of(access)
-    config = load_config(files.config if files.config.exists() else find_config())
-    parts.check_root()
-    removed = stop_node(config, report)
-    removed += teardown.tear_down(config, say=report.say)
+    removed: list[str] = []
+    # Without a file of its own only the unnamed demo has the default folders.
+    if files.config.exists() or not named_path(access):
+        config = load_config(files.config if files.config.exists() else None)
+        check_apart(config)
+        parts.check_root()
+        check_own(config, files)
+        removed += stop_node(config, report)
+        removed += teardown.tear_down(config, say=report.say)
     for path in parts.remove_files(files):
         report.say(f"removed {path}")
         removed.append(path)

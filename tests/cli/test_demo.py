@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
-from appliance import demo, node_process, run
+from appliance import demo, node_process, run, teardown
 from appliance.cli import demo as command
+from appliance.cli import main
+from appliance.config import Config
 from appliance.ec2_client import Ec2Client, read_env_file
 from appliance.errors import CommandFailed, Unavailable
 from tests.cli.shell import Shell
@@ -279,14 +282,75 @@ def test_a_machine_with_a_node_of_its_own_is_left_alone(
     monkeypatch.setattr(demo, "check_root", lambda: None)
     monkeypatch.delenv("ANYNODE_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
-    from click.testing import CliRunner
-
-    from appliance.cli import main
-
     for word in ("up", "down"):
         result = CliRunner().invoke(main, ["demo", word])
         assert result.exit_code == 1
         assert "a node of its own" in result.stderr
+
+
+def run_command(*words: str) -> Result:
+    return CliRunner().invoke(main, words, env={"ANYNODE_CONFIG": None})
+
+
+@pytest.fixture
+def torn_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
+    """Root for the demo, no node in /etc, and nothing torn down but noted."""
+    noted: list[Config] = []
+
+    def tear_down(config: Config, say: object) -> list[str]:
+        noted.append(config)
+        return []
+
+    monkeypatch.setattr(demo, "check_root", lambda: None)
+    monkeypatch.setattr(teardown, "tear_down", tear_down)
+    monkeypatch.setattr(command, "ETC", tmp_path / "etc.toml")
+    return noted
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere/anynode.toml", "other.toml", "."])
+def test_down_never_falls_back_to_another_node(
+    empty: Shell, torn_down: list[Config], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(empty.folder)
+    (empty.folder / "var").mkdir()
+    empty.config_path.rename(empty.folder / "var" / "anynode.toml")
+    result = run_command("--config", name, "demo", "down")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "There was nothing to stop.\n"
+    assert torn_down == []
+
+
+def test_a_named_file_may_have_any_name(empty: Shell, torn_down: list[Config]) -> None:
+    path = empty.config_path.rename(empty.folder / "mine.conf")
+    result = run_command("--config", str(path), "demo", "down")
+    assert result.exit_code == 0, result.output
+    assert [config.run_dir for config in torn_down] == [empty.folder / "run"]
+
+
+@pytest.mark.parametrize("setting", ["state_dir", "run_dir"])
+@pytest.mark.parametrize("word", ["up", "down"])
+def test_a_folder_of_the_machines_node_is_left_alone(
+    empty: Shell, torn_down: list[Config], word: str, setting: str
+) -> None:
+    folder = getattr(empty.config, setting)
+    command.ETC.write_text(f'[node]\n{setting} = "{folder}"\n')
+    said = empty.fail("demo", word)
+    assert f"{folder} belongs to this machine's own node ({command.ETC})" in said
+    assert torn_down == []
+
+
+def test_down_leaves_the_node_of_another_file_alone(
+    empty: Shell, torn_down: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[object] = []
+    monkeypatch.setattr(node_process, "stop", stopped.append)
+    process = node_process.this_process(empty.config, Path("/other/var/anynode.toml"), None)
+    empty.config.run_dir.mkdir()
+    with node_process.recorded(process, empty.config.run_dir):
+        said = empty.fail("demo", "down")
+    assert "was started with /other/var/anynode.toml" in said
+    assert f"not with {empty.config_path}" in said
+    assert (stopped, torn_down) == ([], [])
 
 
 def test_configuration_is_written_once_and_removed_when_unchanged(tmp_path: Path) -> None:
