@@ -44,6 +44,10 @@ COMMAND_LINE = "root=/dev/vda console=ttyS0 quiet"
 LOGIN = "root"
 LAUNCH_S = 180.0
 SSH_S = 180.0
+STOP_MARGIN_S = 60.0
+"""How long stopping may take beyond the time that an instance has to shut down."""
+STOP_MARGIN_S = 60.0
+"""How long stopping may take beyond the time that an instance has to shut down."""
 
 IMAGE_FOLDER = Path("/var/cache/anynode/demo-image")
 IMAGE_BUILDER = Path(__file__).resolve().parent.parent / "image" / "demo" / "build.py"
@@ -346,6 +350,34 @@ def launch_instance(client: Ec2Client, image_id: str, fingerprint: str, client_t
     return str(answer["Instances"][0]["InstanceId"])
 
 
+def wait_while_stopping(client: Ec2Client, instance_id: str, deadline_s: float) -> str:
+    """Return the state of an instance once it is no longer stopping.
+
+    :raises NotFound: it has vanished.
+    :raises Unavailable: it was still stopping after the deadline.
+    """
+    end = time.monotonic() + deadline_s
+    while (state := str(_describe(client, instance_id)["State"]["Name"])) == "stopping":
+        if time.monotonic() > end:
+            raise Unavailable(f"Instance {instance_id} did not stop within {deadline_s:g} s.")
+        time.sleep(0.5)
+    return state
+
+
+def wait_while_stopping(client: Ec2Client, instance_id: str, deadline_s: float) -> str:
+    """Return the state of an instance once it is no longer stopping.
+
+    :raises NotFound: it has vanished.
+    :raises Unavailable: it was still stopping after the deadline.
+    """
+    end = time.monotonic() + deadline_s
+    while (state := str(_describe(client, instance_id)["State"]["Name"])) == "stopping":
+        if time.monotonic() > end:
+            raise Unavailable(f"Instance {instance_id} did not stop within {deadline_s:g} s.")
+        time.sleep(0.5)
+    return state
+
+
 def ssh_command(files: Files, address: str, *, is_batch: bool = False) -> list[str]:
     """Return the command that logs in: the host key of a demo is new each time."""
     options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
@@ -387,14 +419,18 @@ def check_running(client: Ec2Client, instance_id: str) -> None:
 
     :raises Unavailable: it does not, and the message says why.
     """
-    try:
-        one = client.instances(InstanceIds=[instance_id])[0]
-    except (Ec2Refused, IndexError) as error:
-        raise NotFound(f"Instance {instance_id} has vanished.") from error
+    one = _describe(client, instance_id)
     state = one["State"]["Name"]
     if state != "running":
         reason = one.get("StateReason", {}).get("Message", "no reason was given")
         raise Unavailable(f"Instance {instance_id} is {state}: {reason}")
+
+
+def _describe(client: Ec2Client, instance_id: str) -> dict[str, Any]:
+    try:
+        return client.instances(InstanceIds=[instance_id])[0]
+    except (Ec2Refused, IndexError) as error:
+        raise NotFound(f"Instance {instance_id} has vanished.") from error
 
 
 def last_lines(text: str, count: int = 6) -> list[str]:

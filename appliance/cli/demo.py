@@ -252,7 +252,10 @@ class _Demo:
             return made, True
         instance_id, state = str(one["InstanceId"]), one["State"]["Name"]
         self._report.say(f"found {instance_id}, {state}")
-        if state in ("stopping", "stopped"):
+        if state == "stopping":
+            deadline_s = self._config.compute.shutdown_s + parts.STOP_MARGIN_S
+            state = parts.wait_while_stopping(self._client, instance_id, deadline_s)
+        if state == "stopped":
             self._client.call("StartInstances", InstanceIds=[instance_id])
             self._report.say(f"started {instance_id} again")
         return instance_id, False

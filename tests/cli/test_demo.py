@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -147,6 +147,40 @@ def test_a_terminated_instance_is_replaced(place: Shell) -> None:
     assert second["is_new"] is True
     assert second["instance_id"] != first["instance_id"]
     assert alive(place) == [second["instance_id"]]
+
+
+def test_a_stopping_instance_is_started_once_it_has_stopped(
+    place: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = place.json("demo", "up")
+    client_of(place).call("StopInstances", InstanceIds=[first["instance_id"]])
+    find = demo.find_instance
+
+    def found_stopping(*given: Any) -> Any:
+        one = find(*given)
+        assert one is not None
+        return {**one, "State": {"Name": "stopping"}}
+
+    monkeypatch.setattr(demo, "find_instance", found_stopping)
+    second = place.json("demo", "up")
+    assert (second["instance_id"], second["is_new"]) == (first["instance_id"], False)
+
+
+class Stopping:
+    """A client whose instance is stopping for so many calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def instances(self, **parameters: Any) -> list[dict[str, Any]]:
+        self.calls -= 1
+        return [{"State": {"Name": "stopping" if self.calls >= 0 else "stopped"}}]
+
+
+def test_stopping_is_waited_for_until_a_deadline() -> None:
+    assert demo.wait_while_stopping(cast(Ec2Client, Stopping(1)), "i-1", 30.0) == "stopped"
+    with pytest.raises(Unavailable, match="i-1 did not stop within 0 s"):
+        demo.wait_while_stopping(cast(Ec2Client, Stopping(1000)), "i-1", 0.0)
 
 
 def client_of(place: Shell) -> Ec2Client:
