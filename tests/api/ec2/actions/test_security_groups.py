@@ -389,6 +389,14 @@ def test_filters_pages_and_tags(ec2: Any) -> None:
     assert code_of(ec2.describe_security_groups, NextToken="!") == "InvalidParameterValue"
 
 
+@pytest.mark.parametrize("value", ["--5", "²", "9" * 30, "-", "5*", " 5", "5\n", "٢"])
+@pytest.mark.parametrize("name", ["from-port", "to-port"])
+def test_what_is_no_port_matches_no_rule(ec2: Any, name: str, value: str) -> None:
+    for prefix in ("ip-permission", "egress.ip-permission"):
+        wanted = [{"Name": f"{prefix}.{name}", "Values": [value]}]
+        assert ec2.describe_security_groups(Filters=wanted)["SecurityGroups"] == []
+
+
 def test_the_waiter_of_boto3_finds_the_group(ec2: Any, web: str) -> None:
     ec2.get_waiter("security_group_exists").wait(GroupIds=[web], WaiterConfig={"MaxAttempts": 1})
 
