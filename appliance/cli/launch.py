@@ -71,7 +71,7 @@ def launch(
     if groups:
         parameters["SecurityGroupIds"] = list(groups)
     if user_data:
-        parameters["UserData"] = user_data.read_bytes().decode("latin-1")
+        parameters["UserData"] = user_data.read_bytes()
     if name:
         tags = [{"Key": "Name", "Value": name}]
         parameters["TagSpecifications"] = [{"ResourceType": "instance", "Tags": tags}]

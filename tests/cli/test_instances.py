@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from appliance import verify
 from appliance.config import Config
+from appliance.ec2_client import Ec2Client, find_credentials
 from appliance.model import Finding
 from tests.cli.shell import Shell
 
@@ -48,6 +51,9 @@ def test_launch_waits_and_says_where(cloud: Shell) -> None:
     assert line["state"] == "running"
     assert line["name"] == "[red]web"
     assert runs == f"{instance_id} is running at {line['addresses'][0]}"
+    client = Ec2Client(find_credentials(cloud.config, cloud.folder / "anynode.env"))
+    kept = client.call("DescribeInstanceAttribute", InstanceId=instance_id, Attribute="userData")
+    assert base64.b64decode(kept["UserData"]["Value"]) == data.read_bytes()
     shown = cloud.run("instances").splitlines()
     assert shown[0].split() == [
         *("ID", "NAME", "PROJECT", "TYPE", "STATE", "ADDRESS", "NODE", "AGE", "REASON")
