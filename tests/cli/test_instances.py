@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 
 import pytest
+from sqlalchemy import select
 
 from appliance import verify
 from appliance.config import Config
-from appliance.ec2_client import Ec2Client, find_credentials
 from appliance.model import Finding
+from appliance.store.schema import instances
 from tests.cli.shell import Shell
 
 STEPS = [
@@ -51,9 +53,9 @@ def test_launch_waits_and_says_where(cloud: Shell) -> None:
     assert line["state"] == "running"
     assert line["name"] == "[red]web"
     assert runs == f"{instance_id} is running at {line['addresses'][0]}"
-    client = Ec2Client(find_credentials(cloud.config, cloud.folder / "anynode.env"))
-    kept = client.call("DescribeInstanceAttribute", InstanceId=instance_id, Attribute="userData")
-    assert base64.b64decode(kept["UserData"]["Value"]) == data.read_bytes()
+    with contextlib.closing(cloud.open_store()) as store:
+        (kept,) = store.read(lambda tx: tx.execute(select(instances.c.user_data_base64)).all())
+    assert base64.b64decode(kept.user_data_base64) == data.read_bytes()
     shown = cloud.run("instances").splitlines()
     assert shown[0].split() == [
         *("ID", "NAME", "PROJECT", "TYPE", "STATE", "ADDRESS", "NODE", "AGE", "REASON")
