@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import os
 import shlex
 import sys
@@ -44,8 +45,6 @@ COMMAND_LINE = "root=/dev/vda console=ttyS0 quiet"
 LOGIN = "root"
 LAUNCH_S = 180.0
 SSH_S = 180.0
-STOP_MARGIN_S = 60.0
-"""How long stopping may take beyond the time that an instance has to shut down."""
 STOP_MARGIN_S = 60.0
 """How long stopping may take beyond the time that an instance has to shut down."""
 
@@ -90,7 +89,7 @@ def config_text(files: Files) -> str:
     return (
         "# Made by `anynode demo up`; `anynode config` lists all settings.\n"
         "[node]\n"
-        f'log_file = "{files.log}"\n'
+        f"log_file = {json.dumps(str(files.log), ensure_ascii=False)}\n"
     )
 
 
@@ -348,20 +347,6 @@ def launch_instance(client: Ec2Client, image_id: str, fingerprint: str, client_t
         TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
     )
     return str(answer["Instances"][0]["InstanceId"])
-
-
-def wait_while_stopping(client: Ec2Client, instance_id: str, deadline_s: float) -> str:
-    """Return the state of an instance once it is no longer stopping.
-
-    :raises NotFound: it has vanished.
-    :raises Unavailable: it was still stopping after the deadline.
-    """
-    end = time.monotonic() + deadline_s
-    while (state := str(_describe(client, instance_id)["State"]["Name"])) == "stopping":
-        if time.monotonic() > end:
-            raise Unavailable(f"Instance {instance_id} did not stop within {deadline_s:g} s.")
-        time.sleep(0.5)
-    return state
 
 
 def wait_while_stopping(client: Ec2Client, instance_id: str, deadline_s: float) -> str:

@@ -50,7 +50,7 @@ def endpoint_of(config: Config) -> str:
 def read_env_file(path: Path) -> dict[str, str]:
     """Return the variables of an env file; none where there is no file.
 
-    :raises ConfigError: this user may not read it.
+    :raises ConfigError: this user may not read it, or a quote in it has no end.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,8 +62,13 @@ def read_env_file(path: Path) -> dict[str, str]:
             hint="Run the command as its owner or root.",
         ) from error
     found = {}
-    for line in text.splitlines():
-        words = shlex.split(line, comments=True)
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise ConfigError(
+                f"Line {number} of {path} is no line for a shell: {error}."
+            ) from error
         if len(words) == 2 and words[0] == "export":
             name, _, value = words[1].partition("=")
             found[name] = value

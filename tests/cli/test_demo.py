@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from appliance import demo, node_process, run, teardown
 from appliance.cli import demo as command
 from appliance.cli import main
-from appliance.config import Config
+from appliance.config import Config, load_config
 from appliance.ec2_client import Ec2Client, read_env_file
-from appliance.errors import CommandFailed, Unavailable
+from appliance.errors import CommandFailed, ConfigError, Unavailable
 from tests.cli.shell import Shell
 
 
@@ -395,6 +395,19 @@ def test_configuration_is_written_once_and_removed_when_unchanged(tmp_path: Path
     demo.write_config(files)
     files.config.write_text(files.config.read_text() + "# mine\n")
     assert demo.remove_files(files) == []
+
+
+def test_configuration_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    files = demo.Files(folder=tmp_path / 'a "b" \\ ü')
+    demo.write_config(files)
+    assert load_config(files.config).node.log_file == str(files.log)
+
+
+def test_a_quote_without_an_end_in_the_env_file(tmp_path: Path) -> None:
+    path = tmp_path / "anynode.env"
+    path.write_text("export A=1\nexport B='2\n")
+    with pytest.raises(ConfigError, match=f"Line 2 of {path} .*No closing quotation"):
+        read_env_file(path)
 
 
 def test_last_lines() -> None:
