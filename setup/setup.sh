@@ -3,6 +3,7 @@
 # Safe to repeat and to interrupt: the next call goes on where this one stopped. When nothing has
 # changed it ends within a second and says nothing.
 set -euo pipefail
+umask 022  # root makes what every user runs
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 setup=$root/setup

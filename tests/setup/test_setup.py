@@ -95,6 +95,32 @@ def test_a_failing_program_shows_the_end_of_its_output(checkout: Path) -> None:
 
 
 @pytest.mark.node
+def test_settings_of_the_network_reach_root() -> None:
+    # Not in tmp_path, which only its owner may enter.
+    folder = Path("/var/tmp") / f"anynode-sudo-{os.getpid()}"
+    folder.mkdir(mode=0o755)
+    try:
+        shutil.copy(SETUP / "as-root", folder / "as-root")
+        (folder / "sudo").write_text('#!/bin/sh\necho "$@"\n')
+        for name in ("as-root", "sudo"):
+            (folder / name).chmod(0o755)
+        done = subprocess.run(
+            ["/usr/bin/setpriv", "--reuid", "65534", "--clear-groups", folder / "as-root", "id"],
+            env={"PATH": f"{folder}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    finally:
+        shutil.rmtree(folder)
+    option, *rest = done.stdout.split()
+    assert {"https_proxy", "HTTPS_PROXY", "PIP_INDEX_URL"} <= set(
+        option.removeprefix("--preserve-env=").split(",")
+    )
+    assert rest == ["--", "id"]
+
+
+@pytest.mark.node
 def test_without_root_and_sudo_one_sentence_says_so() -> None:
     # Not in tmp_path, which only its owner may enter.
     script = Path("/var/tmp") / f"anynode-as-root-{os.getpid()}"
