@@ -18,6 +18,9 @@ run: setup image ## start a node on this machine and an instance on the node
 
 stop: ## stop that node and remove everything it made
 	@if [ -x .venv/bin/anynode ]; then setup/as-root .venv/bin/anynode demo down; \
+	elif [ -e /var/lib/anynode ] || [ -e /run/anynode ]; then \
+		echo "A node's folders are here (/var/lib/anynode, /run/anynode), but no .venv:" \
+			"run \`make setup\`, then \`make stop\`." >&2; exit 1; \
 	else echo "There is nothing to stop: no node was ever set up here (no .venv)."; fi
 
 test: setup image lint ## run every check and test
