@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ DEFAULT_NAME = "default"
 
 ALL_PROTOCOLS = -1
 ANY_PORT = -1
+
+_PORT = re.compile(r"-?[0-9]{1,5}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,7 @@ def _rule_filters(prefix: str, *, is_egress: bool) -> dict[str, filters.Rule]:
             _of_rules(
                 and_(
                     rules_table.c.is_egress.is_(is_egress),
-                    column.in_([int(v) for v in values if v.lstrip("-").isdigit()]),
+                    column.in_([int(v) for v in values if _PORT.fullmatch(v)]),
                 )
             )
         )
