@@ -206,6 +206,14 @@ _RULES: dict[str, filters.Rule] = {
 }
 
 
+def check_filters(tx: Transaction, wanted: Sequence[Filter]) -> None:
+    """Refuse filters that :func:`list_page` would refuse.
+
+    :raises InputError: a filter is not known.
+    """
+    filters.conditions(tx, _RULES, wanted, groups_table.c.id)
+
+
 def list_page(
     tx: Transaction,
     project_id: str,

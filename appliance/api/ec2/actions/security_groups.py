@@ -19,6 +19,7 @@ from appliance.api.ec2.paging import (
 from appliance.api.ec2.permissions import permission_set
 from appliance.api.ec2.tagging import tags_of
 from appliance.store import Transaction, groups, networks, quotas, tags
+from appliance.store.filters import Filter
 from appliance.store.groups import DEFAULT_NAME, Group, Rule
 
 _ALLOWED = re.compile(r"[A-Za-z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}", re.ASCII)
@@ -58,7 +59,9 @@ def describe_security_groups(call: Call, params: dict[str, Any]) -> dict[str, An
     ids = check_ids(params.get("GroupIds", ()), "sg", "InvalidGroupId")
     names = list(dict.fromkeys(params.get("GroupNames", ())))
     size = page_size(params)
-    _make_default(call)
+    wanted = filters_of(params)
+    place = [str(each) for each in place_of(params, str, str)]
+    _make_default(call, wanted)
 
     def read(
         tx: Transaction,
@@ -68,10 +71,10 @@ def describe_security_groups(call: Call, params: dict[str, Any]) -> dict[str, An
         found = groups.list_page(
             tx,
             call.project_id,
-            wanted=filters_of(params),
+            wanted=wanted,
             ids=ids,
             names=names,
-            after=[str(each) for each in place_of(params, str, str)],
+            after=place,
             limit=None if size is None else size + 1,
         )
         group_ids = [group.group_id for group in found]
@@ -148,10 +151,14 @@ def vpc_of(tx: Transaction, vpc_id: str) -> str:
     return default
 
 
-def _make_default(call: Call) -> None:
-    """Make the project's default group unless it is there; a reader's list shows it, too."""
+def _make_default(call: Call, wanted: Sequence[Filter]) -> None:
+    """Make the project's default group unless it is there; a reader's list shows it, too.
+
+    :raises InputError: a filter of the list is not known; nothing is made.
+    """
 
     def is_missing(tx: Transaction) -> bool:
+        groups.check_filters(tx, wanted)
         return not groups.find(tx, call.project_id, names=[DEFAULT_NAME], vpc_id=vpc_of(tx, ""))
 
     if call.read(is_missing):

@@ -397,6 +397,24 @@ def test_what_is_no_port_matches_no_rule(ec2: Any, name: str, value: str) -> Non
         assert ec2.describe_security_groups(Filters=wanted)["SecurityGroups"] == []
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"Filters": [{"Name": "no-such", "Values": ["x"]}]},
+        {"Filters": [{"Name": "group-id", "Values": []}]},
+        {"Filters": [{"Name": "group-id", "Values": ["x"] * 201}]},
+        {"NextToken": "x"},
+        {"NextToken": "WzFd", "MaxResults": 5},
+    ],
+)
+def test_a_list_that_is_refused_makes_no_default_group(
+    front: Front, ec2: Any, refused: dict[str, Any]
+) -> None:
+    before = front.snapshot()
+    code_of(ec2.describe_security_groups, **refused)
+    assert front.snapshot() == before
+
+
 def test_the_waiter_of_boto3_finds_the_group(ec2: Any, web: str) -> None:
     ec2.get_waiter("security_group_exists").wait(GroupIds=[web], WaiterConfig={"MaxAttempts": 1})
 
