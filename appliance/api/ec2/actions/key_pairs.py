@@ -76,6 +76,10 @@ def delete_key_pair(call: Call, params: dict[str, Any]) -> dict[str, Any]:
 
     def change(tx: Transaction) -> list[KeyPair]:
         found = key_pairs.find(tx, call.project_id, [name] if name else [], ids)
+        if name and ids and [(each.name, each.key_pair_id) for each in found] != [(name, *ids)]:
+            raise errors.invalid_parameter_combination(
+                "KeyName and KeyPairId do not name the same key pair."
+            )
         if key_pair_id and not found:
             raise errors.key_pairs_not_found([key_pair_id])
         for each in found:

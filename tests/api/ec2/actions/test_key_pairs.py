@@ -162,6 +162,19 @@ def test_deleting_is_silent_about_a_name_that_is_not_there(front: Front, ec2: An
     assert code_of(ec2.delete_key_pair) == "MissingParameter"
 
 
+def test_name_and_id_together_must_mean_one_key(front: Front, ec2: Any) -> None:
+    one = ec2.import_key_pair(KeyName="one", PublicKeyMaterial=openssh(ED_KEY))["KeyPairId"]
+    two = ec2.import_key_pair(KeyName="two", PublicKeyMaterial=openssh(ED_KEY))["KeyPairId"]
+    before = front.snapshot()
+    for name, key_pair_id in (("one", two), ("gone", two), ("one", "key-0123456789abcdef0")):
+        code = code_of(ec2.delete_key_pair, KeyName=name, KeyPairId=key_pair_id)
+        assert code == "InvalidParameterCombination"
+        assert front.snapshot() == before
+    assert ec2.delete_key_pair(KeyName="one", KeyPairId=one)["KeyPairId"] == one
+    assert [each["KeyName"] for each in ec2.describe_key_pairs()["KeyPairs"]] == ["two"]
+    assert front.quota("key_pairs") == 1
+
+
 def test_another_projects_keys_do_not_exist(front: Front, ec2: Any) -> None:
     made = ec2.import_key_pair(KeyName="mine", PublicKeyMaterial=openssh(ED_KEY))
     other = front.client(front.make_project("other"))
