@@ -37,6 +37,7 @@ MOST_INSTANCES = 1000
 LARGEST_USER_DATA = 16 * 1024
 MOST_GROUPS = 16
 LONGEST_TOKEN = 64
+MOST_HOPS = 64
 
 _TAGGED = ("instance", "volume", "network-interface")
 _ROOT_ALIASES = ("/dev/sda1", "/dev/xvda", "/dev/vda")
@@ -102,11 +103,24 @@ def _check_supported(params: Mapping[str, Any]) -> None:
         raise errors.unsupported_operation("Enclaves are not supported.")
     if params.get("Ipv6AddressCount"):
         raise errors.unsupported_operation("IPv6 addresses are not supported.")
+    if params.get("InstanceInitiatedShutdownBehavior", "stop") != "stop":
+        raise errors.unsupported_operation("Instances that shut themselves down are stopped.")
+    _check_metadata_options(params.get("MetadataOptions", {}))
     placement = params.get("Placement", {})
     if placement.get("Tenancy", "default") != "default" or placement.get("HostId"):
         raise errors.unsupported_operation("Dedicated tenancy is not supported.")
     if placement.get("GroupName") or placement.get("GroupId"):
         raise errors.unsupported_operation("Placement groups are not supported.")
+
+
+def _check_metadata_options(options: Mapping[str, Any]) -> None:
+    if options.get("HttpEndpoint", "enabled") != "enabled":
+        raise errors.unsupported_operation("The metadata service cannot be disabled.")
+    hops = options.get("HttpPutResponseHopLimit", 1)
+    if not 1 <= hops <= MOST_HOPS:
+        raise errors.invalid_parameter_value(
+            "HttpPutResponseHopLimit", f"{hops}", f"It must be from 1 to {MOST_HOPS}."
+        )
 
 
 def _client_token(params: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def test_a_launch_is_accepted_with_everything_that_was_asked(front: Front, ec2: 
             SecurityGroupIds=[group_id],
             UserData="#!/bin/sh\necho hello\n",
             Placement={"AvailabilityZone": "local-1a"},
-            InstanceInitiatedShutdownBehavior="terminate",
+            InstanceInitiatedShutdownBehavior="stop",
             MetadataOptions={"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
             BlockDeviceMappings=[{"DeviceName": "/dev/vda", "Ebs": {"VolumeSize": 3}}],
             TagSpecifications=[
@@ -296,6 +296,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "spot": ({"InstanceMarketOptions": {"MarketType": "spot"}}, "UnsupportedOperation"),
     "profile": ({"IamInstanceProfile": {"Name": "x"}}, "UnsupportedOperation"),
     "address": ({"PrivateIpAddress": "10.64.0.9"}, "UnsupportedOperation"),
+    "no metadata": ({"MetadataOptions": {"HttpEndpoint": "disabled"}}, "UnsupportedOperation"),
+    "gone when off": (
+        {"InstanceInitiatedShutdownBehavior": "terminate"},
+        "UnsupportedOperation",
+    ),
+    "no hop": ({"MetadataOptions": {"HttpPutResponseHopLimit": 0}}, "InvalidParameterValue"),
+    "many hops": ({"MetadataOptions": {"HttpPutResponseHopLimit": 65}}, "InvalidParameterValue"),
     "two cards": (
         {"NetworkInterfaces": [{"DeviceIndex": 0}, {"DeviceIndex": 1}]},
         "UnsupportedOperation",
@@ -341,6 +348,14 @@ def test_a_bad_launch_leaves_nothing(front: Front, ec2: Any, name: str) -> None:
     assert code_of(ec2.run_instances, **wanted(front, **more)) == code
     assert front.snapshot() == before
     assert front.bus.casts == []
+
+
+@pytest.mark.parametrize("hops", [1, 64])
+def test_what_is_so_anyway_may_be_asked_for(front: Front, ec2: Any, hops: int) -> None:
+    options = {"HttpEndpoint": "enabled", "HttpPutResponseHopLimit": hops}
+    more = {"MetadataOptions": options, "InstanceInitiatedShutdownBehavior": "stop"}
+    [instance] = ec2.run_instances(**wanted(front, **more))["Instances"]
+    assert instance["MetadataOptions"]["HttpPutResponseHopLimit"] == hops
 
 
 def test_user_data_of_16_kib_is_taken(front: Front, ec2: Any) -> None:
