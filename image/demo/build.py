@@ -431,6 +431,14 @@ def publish(result: Path, output: Path, stamp: dict[str, object]) -> None:
     result.rename(output)
 
 
+def remove_stale(output: Path) -> None:
+    """Remove the working folders of builds that were killed; the caller holds the lock."""
+    for folder in output.parent.iterdir():
+        # As tempfile names them: another output may begin with the name of this one.
+        if re.fullmatch(rf"\.{re.escape(output.name)}-[a-z0-9_]{{8}}", folder.name):
+            shutil.rmtree(folder)
+
+
 def prepare(output: Path, *, force: bool) -> None:
     """Build the image unless the one in the output folder is up to date."""
     inputs, lists = digest_of_inputs(), state_of_package_lists()
@@ -451,6 +459,7 @@ def prepare(output: Path, *, force: bool) -> None:
     for tool in TOOLS:
         if shutil.which(tool) is None:
             raise BuildError(f"the program '{tool}' is missing: run 'make setup' first")
+    remove_stale(output)
     # On the same file system, so that the finished folder can be renamed into place.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
         build = Build(work=Path(work))

@@ -34,6 +34,18 @@ def test_nothing_is_done_twice() -> None:
     assert {path: path.stat().st_mtime_ns for path in CACHED.iterdir()} == before
 
 
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "out/.image-abc12_xy/debs").mkdir(parents=True)
+    (tmp_path / "out/.image-two-abc12_xy").mkdir()
+    subprocess.run(
+        [BUILD, "--output", tmp_path / "out/image"],
+        env=with_apt_get(tmp_path / "bin", "exit 100"),
+        capture_output=True,
+    )
+    assert contents(tmp_path / "out") == {".image.lock", ".image-two-abc12_xy"}
+
+
 def test_a_failed_download_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "out").mkdir()
