@@ -223,7 +223,7 @@ def list_page(
     :raises InputError: a filter is not known.
     """
     condition = and_(
-        _is_listed(tx, project_id, terminated_s),
+        is_listed(tx, project_id, terminated_s),
         *filters.conditions(tx, _RULES, wanted, instances.c.id),
     )
     if ids:
@@ -249,12 +249,16 @@ def known_ids(
 ) -> set[str]:
     """Return those of the ids that are on a project's list."""
     query = select(instances.c.id).where(
-        _is_listed(tx, project_id, terminated_s), instances.c.id.in_(ids)
+        is_listed(tx, project_id, terminated_s), instances.c.id.in_(ids)
     )
     return set(tx.execute(query).scalars())
 
 
-def _is_listed(tx: Transaction, project_id: str, terminated_s: float) -> ColumnElement[bool]:
+def is_listed(tx: Transaction, project_id: str, terminated_s: float) -> ColumnElement[bool]:
+    """Return the condition that an instance is on a project's list.
+
+    :param terminated_s: seconds for which terminated instances stay on the list.
+    """
     return and_(
         instances.c.project_id == project_id,
         or_(

@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 from appliance.messages import Place, RebootWanted, Wanted
 from appliance.model import Desired, InstanceState
 from appliance.store import Transaction
+from appliance.store.describe import is_listed
 from appliance.store.schema import instances
 
 
@@ -27,10 +28,12 @@ class Standing:
     attributes: Mapping[str, Any]
 
 
-def standing(tx: Transaction, project_id: str, instance_ids: Sequence[str]) -> dict[str, Standing]:
-    """Return how a project's instances stand, by id; missing ones are left out.
+def standing(
+    tx: Transaction, project_id: str, instance_ids: Sequence[str], *, terminated_s: float
+) -> dict[str, Standing]:
+    """Return how a project's instances stand, by id; those that are not on its list are left out.
 
-    Terminated ones whose time on the list is over are not: they are still there to be named.
+    :param terminated_s: seconds for which terminated instances stay on the list.
     """
     query = select(
         instances.c.id,
@@ -38,7 +41,7 @@ def standing(tx: Transaction, project_id: str, instance_ids: Sequence[str]) -> d
         instances.c.state,
         instances.c.node_id,
         instances.c.attributes,
-    ).where(instances.c.project_id == project_id, instances.c.id.in_(instance_ids))
+    ).where(is_listed(tx, project_id, terminated_s), instances.c.id.in_(instance_ids))
     return {
         row.id: Standing(
             instance_id=row.id,

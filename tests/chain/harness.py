@@ -291,7 +291,8 @@ class Chain:
         self._write(write)
 
     def _standing(self, tx: Transaction, ids: Sequence[str]) -> Sequence[wishes.Standing]:
-        return list(wishes.standing(tx, self.project_id, ids).values())
+        found = wishes.standing(tx, self.project_id, ids, terminated_s=0)
+        return list(found.values())
 
     # -- what is ----------------------------------------------------------------------------------
 

@@ -20,7 +20,9 @@ def get_console_output(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     [instance_id] = check_ids([params["InstanceId"]], "i", "InvalidInstanceID")
 
     def find(tx: Transaction) -> wishes.Standing:
-        found = wishes.standing(tx, call.project_id, [instance_id])
+        found = wishes.standing(
+            tx, call.project_id, [instance_id], terminated_s=call.parts.config.store.terminated_s
+        )
         if not found:
             raise errors.instances_not_found([instance_id])
         return found[instance_id]

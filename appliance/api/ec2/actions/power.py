@@ -109,7 +109,9 @@ def _ids(params: Mapping[str, Any]) -> list[str]:
 
 
 def _all(tx: Transaction, call: Call, ids: Sequence[str]) -> Mapping[str, Standing]:
-    found = wishes.standing(tx, call.project_id, ids)
+    found = wishes.standing(
+        tx, call.project_id, ids, terminated_s=call.parts.config.store.terminated_s
+    )
     missing = [each for each in ids if each not in found]
     if missing:
         raise errors.instances_not_found(missing)

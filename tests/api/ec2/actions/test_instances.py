@@ -92,8 +92,17 @@ def test_a_terminated_instance_is_listed_for_its_time(front: Front, ec2: Any) ->
 
     front.change(age)
     assert ec2.describe_instances()["Reservations"] == []
-    code = code_of(ec2.describe_instances, InstanceIds=[instance_id])
-    assert code == "InvalidInstanceID.NotFound"
+    before = front.snapshot()
+    for action, named in (
+        (ec2.describe_instances, {"InstanceIds": [instance_id]}),
+        (ec2.terminate_instances, {"InstanceIds": [instance_id]}),
+        (ec2.stop_instances, {"InstanceIds": [instance_id]}),
+        (ec2.start_instances, {"InstanceIds": [instance_id]}),
+        (ec2.reboot_instances, {"InstanceIds": [instance_id]}),
+        (ec2.get_console_output, {"InstanceId": instance_id}),
+    ):
+        assert code_of(action, **named) == "InvalidInstanceID.NotFound"
+    assert front.snapshot() == before
 
 
 def test_a_silent_node_hides_nothing(front: Front, ec2: Any) -> None:
