@@ -101,6 +101,8 @@ def _zone_rules(network: NetworkSpec, zone: int) -> Iterator[str]:
     never meet. What leaves it has its answers in zone 0, where translated and routed packets come
     back; the node's own addresses are outside in this sense.
     """
+    # A client without an address looks the same in every network, and so would its answers.
+    yield f"ip saddr 0.0.0.0 ip daddr 255.255.255.255 ct zone set {zone} accept"
     both = f"fib daddr . iif type != local ct zone set {zone} accept"
     if cidr := _range(network.cidr, 4):
         yield f"ip saddr {cidr} ip daddr {cidr} {both}"
