@@ -478,6 +478,22 @@ class FirewallPacketContract:
         other.check(answer_to(same), passes=False, what="nor is it an answer there")
         assert bench.does_pass(answer_to(packet)), "the first flow is untouched"
 
+    def test_clients_without_an_address_do_not_meet(self, bench: Bench) -> None:
+        """Their requests look the same in every network; each must reach the node all the same."""
+        bench.sync(of_a=())
+        other = Bench(bench.lab, make_network(2, "10.65.0.0/24", gateway="10.65.0.1"))
+        other.sync(of_a=())
+        for one in (bench, other, bench):
+            request = one.packet(
+                destination=NODE,
+                ether_dst=BROADCAST_MAC,
+                ip_src="0.0.0.0",
+                ip_dst="255.255.255.255",
+                source_port=68,
+                destination_port=67,
+            )
+            assert one.does_pass(request), one.network.network_id
+
     def test_model_and_kernel_agree(self, bench: Bench) -> None:
         """Whatever the rules and the packet: both let it through, or both do not."""
         both = make_port(bench.network, 4, "sg-a", "sg-b")
