@@ -18,7 +18,7 @@ from appliance.model import AttachedPort, NetworkSpec, NetworkState, PortSpec
 from tests.chain.conftest import MakeChain
 from tests.chain.harness import Chain
 
-IMPATIENT = {"bus": {"call_deadline_s": 0.4}, "scheduler": {"attempts": 1}}
+IMPATIENT = {"bus": {"call_deadline_s": 1.0}, "scheduler": {"attempts": 1}}
 RARELY = {"compute": {"inventory_every_s": 600.0}}
 
 GetDatapath = Callable[[], Datapath]
@@ -98,7 +98,7 @@ def test_an_attach_that_outlives_its_caller_leaves_nothing(
 def test_a_port_of_nobody_goes(
     make_chain: MakeChain, datapath: GetDatapath, asked: list[AttachPort]
 ) -> None:
-    chain = make_chain(bus={"call_deadline_s": 0.4})
+    chain = make_chain(bus={"call_deadline_s": 2.0})
     kept, gone = run(chain), run(chain)
     end(chain, gone)
     datapath().attach(asked[1])
