@@ -50,7 +50,8 @@ def test_what_ran_comes_up_again_behind_its_rules(
     place.rig.signal(watch)
     said, _ = watch.communicate(timeout=10)
 
-    assert said.count(b"1 packets transmitted") > 50
+    # How often that was depends on how soon they are up again: a second or so for four.
+    assert said.count(b"1 packets transmitted") > 20
     assert b" 1 received" not in said
     assert {each: each.address for each in addresses} == addresses
     assert other.shell("cat /root/note") == "kept\n"
