@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,13 @@ def mark(process: int) -> str:
 
 def test_places_and_interfaces_are_its_own() -> None:
     hostname = os.uname().nodename
+    # Not a fixed name: what lies in the machine's own /run says nothing about this rig.
+    file = f"/run/rig-test-{uuid.uuid4().hex}"
     with Rig("own") as rig:
         rig.run(["ip", "link", "add", "rigtest0", "type", "bridge"])
-        rig.run(["touch", "/run/rig-test"])
+        rig.run(["touch", file])
         assert "rigtest0" in rig.run(["ls", "/sys/class/net"])
-        assert rig.outside("/run/rig-test").exists()
+        assert rig.outside(file).exists()
         assert rig.outside("/etc/hostname") == Path("/etc/hostname")
         assert rig.run(["ls", "-A", "/etc/libvirt/qemu"], is_checked=False) == ""
         assert rig.run(["hostname"]).strip() == "own"
@@ -51,7 +54,7 @@ def test_places_and_interfaces_are_its_own() -> None:
         with pytest.raises(AssertionError, match="ended with 3"):
             rig.run(["sh", "-c", "exit 3"])
     assert not Path("/sys/class/net/rigtest0").exists()
-    assert not Path("/run/rig-test").exists()
+    assert not Path(file).exists()
     assert os.uname().nodename == hostname
 
 
