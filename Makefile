@@ -2,7 +2,7 @@
 # A minimal Debian has no make: apt-get install make. Everything else is installed by `make setup`.
 
 # Targets depend on the state of the machine, not on files: each checks for itself, quickly.
-.PHONY: help setup image run stop test lint
+.PHONY: help setup image run stop sandbox test test-faults bench lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -23,8 +23,17 @@ stop: ## stop that node and remove everything it made
 			"run \`make setup\`, then \`make stop\`." >&2; exit 1; \
 	else echo "There is nothing to stop: no node was ever set up here (no .venv)."; fi
 
+sandbox: setup ## run an EC2 endpoint without instances behind it, without root, until Ctrl-C
+	@.venv/bin/anynode sandbox
+
 test: setup image lint ## run every check and test
 	@setup/as-root .venv/bin/python -m pytest
+
+test-faults: setup image ## run the whole matrix of faults, which takes long
+	@setup/as-root .venv/bin/python -m pytest -m faults
+
+bench: setup image ## measure what things cost: a table, and var/bench.json
+	@setup/as-root .venv/bin/python -m tests.bench
 
 lint: setup ## check style and types
 	@.venv/bin/ruff check
