@@ -2,7 +2,7 @@
 # A minimal Debian has no make: apt-get install make. Everything else is installed by `make setup`.
 
 # Targets depend on the state of the machine, not on files: each checks for itself, quickly.
-.PHONY: help setup image run stop sandbox test test-faults bench lint
+.PHONY: help setup image clients run stop sandbox test test-faults bench lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -12,6 +12,9 @@ setup: ## install what is missing on this machine, and make .venv
 
 image: setup ## build the demo image, if the one in the cache is not up to date
 	@setup/as-root image/demo/build.py
+
+clients: setup ## install the EC2 clients that only the tests use
+	@setup/as-root .venv/bin/python setup/clients.py
 
 run: setup image ## start a node on this machine and an instance on the node
 	@setup/as-root .venv/bin/anynode demo up
@@ -26,7 +29,7 @@ stop: ## stop that node and remove everything it made
 sandbox: setup ## run an EC2 endpoint without instances behind it, without root, until Ctrl-C
 	@.venv/bin/anynode sandbox
 
-test: setup image lint ## run every check and test
+test: setup image clients lint ## run every check and test
 	@setup/as-root .venv/bin/python -m pytest
 
 test-faults: setup image ## run the whole matrix of faults, which takes long

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the requirements files: every package pinned, with the hashes of its files.
 
-    .venv/bin/python setup/lock.py             keep the installed versions
+    .venv/bin/python setup/lock.py             keep the installed and the locked versions
     .venv/bin/python setup/lock.py --upgrade   take the newest ones that fit each other
 
 pip resolves the names and finds the files, as it is set up on this machine; addresses of package
@@ -45,6 +45,12 @@ def installed() -> dict[str, str]:
     """Return the version of every package of this environment."""
     found = json.loads(pip("list", "--format", "json", "--exclude-editable"))
     return {canonical(item["name"]): item["version"] for item in found}
+
+
+def locked(file: Path) -> dict[str, str]:
+    """Return the versions that a requirements file pins; nothing when there is none."""
+    text = file.read_text() if file.exists() else ""
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
 
 
 def resolve(source: Path, constraints: dict[str, str]) -> dict[str, str]:
@@ -100,7 +106,7 @@ def write(source: Path, versions: dict[str, str], hashes: dict[str, list[str]]) 
 
 
 def main() -> None:
-    """Resolve, look the files up, and write both requirements files."""
+    """Resolve, look the files up, and write all requirements files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
     options = parser.parse_args()
@@ -109,11 +115,15 @@ def main() -> None:
     constraints.pop("setuptools", None)
     versions = resolve(HERE / "requirements.in", constraints)
     build = resolve(HERE / "requirements-build.in", versions)
+    kept = {} if options.upgrade else locked(HERE / "requirements-clients.txt")
+    clients = resolve(HERE / "requirements-clients.in", {**kept, **versions})
     searches = finders()
-    hashes = {name: hashes_of(name, version, searches) for name, version in versions.items()}
+    everything = {**clients, **versions}
+    hashes = {name: hashes_of(name, version, searches) for name, version in everything.items()}
     write(HERE / "requirements.in", versions, hashes)
     write(HERE / "requirements-build.in", build, hashes)
-    print(f"lock: {len(versions)} packages, {sum(map(len, hashes.values()))} files")
+    write(HERE / "requirements-clients.in", clients, hashes)
+    print(f"lock: {len(everything)} packages, {sum(map(len, hashes.values()))} files")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def locked(file: Path) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", file.read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-build"])
+@pytest.mark.parametrize("name", ["requirements", "requirements-build", "requirements-clients"])
 def test_requirements_are_pinned_with_hashes_and_no_addresses(name: str) -> None:
     entries = (SETUP / f"{name}.txt").read_text().replace(" \\\n", " ").splitlines()
     for entry in entries:
