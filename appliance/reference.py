@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
 
 from appliance import errors, hookspecs, model
+from appliance.api.ec2 import action as ec2_action
 from appliance.cli.reference import cli_page
 from appliance.config import Config, settings_of
 from appliance.hooks import hook_names
@@ -83,9 +84,42 @@ def ec2_actions_page() -> str:
     lines = ["# EC2 actions", "", _WRITTEN, "", *_EC2_TEXT.splitlines(), ""]
     lines += ["| action | access level | what it does |", "|---|---|---|"]
     for name, action in sorted(ACTIONS.items()):
-        lines.append(f"| `{name}` | {NEEDED[name]} | {_text(action)[0]} |")
+        lines.append(f"| `{name}` | {NEEDED[name]} | {_text(action.function)[0]} |")
     lines.append(f"| `GetCallerIdentity` (STS) | {NEEDED['GetCallerIdentity']} | Say who calls. |")
+    for name, action in sorted(ACTIONS.items()):
+        details = list(_ec2_details(action))
+        if details:
+            lines += ["", f"## {name}", "", *details]
     return "\n".join(lines) + "\n"
+
+
+def _ec2_details(action: ec2_action.Action) -> Iterator[str]:
+    """Yield what an action takes and what it refuses."""
+    if action.filters:
+        yield f"- Filters: {_listed(sorted(action.filters))}."
+    page = action.page
+    if page is not None:
+        size = "all rows" if page.size is None else f"{page.size} rows"
+        yield f"- Pages: `MaxResults` from {page.smallest} to {page.largest}, else {size}."
+        for member in page.excludes:
+            yield f"- `MaxResults` together with `{member}`: `InvalidParameterCombination`."
+    if action.ignores:
+        yield f"- Taken without effect: {_listed(action.ignores)}."
+    if action.refuses:
+        if action.filters or page or action.ignores:
+            yield ""
+        yield from ("| not supported | except | answer |", "|---|---|---|")
+    for refusal in action.refuses:
+        harmless = ", ".join(f"`{_said(value)}`" for value in refusal.unless)
+        yield f"| `{refusal.parameter}` | {harmless} | `{refusal.code}`: {refusal.text} |"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _said(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def verify_page() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, case, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
 
 from appliance.model import InstanceState, NetworkSpec
 from appliance.store import Transaction, filters, tags
@@ -147,31 +147,27 @@ def _disk_text(column: ColumnElement[str]) -> filters.Rule:
     )
 
 
-def _none(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-    return false()
-
-
-_RULES: dict[str, filters.Rule] = {
-    "affinity": _none,
+FILTERS: Mapping[str, filters.Rule] = {
+    "affinity": filters.nothing,
     "architecture": filters.constant("x86_64"),
     "availability-zone": filters.text(_zone),
     "block-device-mapping.device-name": _disk_text(block_devices.c.device_name),
     "block-device-mapping.volume-id": _disk_text(block_devices.c.id),
     "client-token": filters.text(_token),
-    "dns-name": _none,
+    "dns-name": filters.nothing,
     "group-id": _group_text(security_groups.c.id),
     "group-name": _group_text(security_groups.c.name),
-    "host-id": _none,
+    "host-id": filters.nothing,
     "hypervisor": filters.constant("xen"),
     "image-id": filters.text(instances.c.image_id),
     "instance-id": filters.text(instances.c.id),
-    "instance-lifecycle": _none,
+    "instance-lifecycle": filters.nothing,
     "instance-state-code": _state_code,
     "instance-state-name": filters.text(instances.c.state),
     "instance-type": filters.text(instances.c.instance_type),
     "instance.group-id": _group_text(security_groups.c.id),
     "instance.group-name": _group_text(security_groups.c.name),
-    "ip-address": _none,
+    "ip-address": filters.nothing,
     "kernel-id": filters.text(instances.c.kernel_id),
     "key-name": filters.text(instances.c.key_name),
     "launch-index": _launch_index,
@@ -185,18 +181,18 @@ _RULES: dict[str, filters.Rule] = {
     "network-interface.subnet-id": _port_text(ports.c.network_id),
     "network-interface.vpc-id": _vpc,
     "owner-id": filters.text(instances.c.project_id),
-    "placement-group-name": _none,
-    "platform": _none,
+    "placement-group-name": filters.nothing,
+    "platform": filters.nothing,
     "private-dns-name": _private_dns_name,
     "private-ip-address": _address,
-    "product-code": _none,
+    "product-code": filters.nothing,
     "ramdisk-id": filters.text(instances.c.ramdisk_id),
     "reason": filters.text(instances.c.transition_reason),
-    "requester-id": _none,
+    "requester-id": filters.nothing,
     "reservation-id": filters.text(instances.c.reservation_id),
     "root-device-type": filters.constant("ebs"),
     "source-dest-check": filters.constant("true"),
-    "spot-instance-request-id": _none,
+    "spot-instance-request-id": filters.nothing,
     "state-reason-code": filters.text(instances.c.reason_code),
     "subnet-id": _port_text(ports.c.network_id),
     "tenancy": filters.constant("default"),
@@ -224,7 +220,7 @@ def list_page(
     """
     condition = and_(
         is_listed(tx, project_id, terminated_s),
-        *filters.conditions(tx, _RULES, wanted, instances.c.id),
+        *filters.conditions(tx, FILTERS, wanted, instances.c.id),
     )
     if ids:
         condition = and_(condition, instances.c.id.in_(ids))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -26,8 +26,13 @@ Rule = Callable[[Transaction, Sequence[str]], ColumnElement[bool]]
 
 Column = ColumnElement[str]
 
+ANY_TAG = "tag:<key>"
+TAGS = (ANY_TAG, "tag-key", "tag-value")
+"""The filters that everything with tags has; the first stands for a filter of each key."""
+
 _TOKEN = re.compile(r"\\(.)|([*?])|([^\\*?]+|\\)", re.DOTALL)
 _PARTIAL_TIME = re.compile(r"(\d{4})(-\d\d)?(-\d\d)?(T\d\d)?(:\d\d)?(:\d\d)?(\.\d{1,6})?")
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 _SHORTEST_TIME = "0001-01-01T00:00:00"
 
 
@@ -39,6 +44,16 @@ def text(column: Column) -> Rule:
 def flag(column: ColumnElement[bool]) -> Rule:
     """Return the rule for a column that is true or false."""
     return lambda tx, values: column.in_([value == "true" for value in values])
+
+
+def number(column: ColumnElement[int]) -> Rule:
+    """Return the rule for a column that is a whole number."""
+    return lambda tx, values: column.in_([int(v) for v in values if _NUMBER.fullmatch(v)])
+
+
+def nothing(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
+    """Return the condition of a property that no resource has here."""
+    return false()
 
 
 def constant(value: str) -> Rule:
@@ -75,6 +90,12 @@ def matches(tx: Transaction, column: Column, values: Sequence[str]) -> ColumnEle
             else column.like(pattern, escape="\\")
         )
     return or_(false(), *conditions)
+
+
+def is_known(name: str, names: Collection[str]) -> bool:
+    """Say whether a filter is one of those named."""
+    is_tag = name.startswith("tag:") and len(name) > len("tag:")
+    return name in names or (is_tag and ANY_TAG in names)
 
 
 def conditions(

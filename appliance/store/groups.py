@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -195,7 +195,7 @@ def _rule_filters(prefix: str, *, is_egress: bool) -> dict[str, filters.Rule]:
     return found
 
 
-_RULES: dict[str, filters.Rule] = {
+FILTERS: Mapping[str, filters.Rule] = {
     "group-id": filters.text(groups_table.c.id),
     "group-name": filters.text(groups_table.c.name),
     "description": filters.text(groups_table.c.description),
@@ -211,7 +211,7 @@ def check_filters(tx: Transaction, wanted: Sequence[Filter]) -> None:
 
     :raises InputError: a filter is not known.
     """
-    filters.conditions(tx, _RULES, wanted, groups_table.c.id)
+    filters.conditions(tx, FILTERS, wanted, groups_table.c.id)
 
 
 def list_page(
@@ -231,7 +231,7 @@ def list_page(
     """
     query = select(groups_table).where(
         groups_table.c.project_id == project_id,
-        *filters.conditions(tx, _RULES, wanted, groups_table.c.id),
+        *filters.conditions(tx, FILTERS, wanted, groups_table.c.id),
     )
     if ids or names:
         query = query.where(groups_table.c.id.in_(ids) | groups_table.c.name.in_(names))

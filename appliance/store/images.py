@@ -154,7 +154,7 @@ def _is_visible(project_id: str) -> ColumnElement[bool]:
     )
 
 
-_RULES: dict[str, filters.Rule] = {
+FILTERS: Mapping[str, filters.Rule] = {
     "architecture": filters.constant("x86_64"),
     "description": filters.text(images.c.description),
     "hypervisor": filters.constant("xen"),
@@ -164,6 +164,8 @@ _RULES: dict[str, filters.Rule] = {
     "kernel-id": filters.text(images.c.kernel_id),
     "manifest-location": filters.text(images.c.project_id + "/" + images.c.name),
     "name": filters.text(images.c.name),
+    # Only an operator's images have one; who that is the page is told.
+    "owner-alias": filters.nothing,
     "owner-id": filters.text(images.c.project_id),
     "ramdisk-id": filters.text(images.c.ramdisk_id),
     "root-device-name": filters.text(images.c.root_device_name),
@@ -194,10 +196,11 @@ def list_page(
     :raises InputError: a filter is not known.
     """
     is_operators = images.c.project_id == operator_id
-    rules = _RULES | {
+    rules = {
+        **FILTERS,
         "owner-alias": lambda tx, values: filters.matches(
             tx, case((is_operators, "amazon"), else_=cast("", String)), values
-        )
+        ),
     }
     query = select(images).where(
         _is_visible(project_id), *filters.conditions(tx, rules, wanted, images.c.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
@@ -24,7 +24,7 @@ class KeyPair:
     created_at: float
 
 
-_RULES = {
+FILTERS: Mapping[str, filters.Rule] = {
     "key-pair-id": filters.text(key_pairs.c.id),
     "key-name": filters.text(key_pairs.c.name),
     "fingerprint": filters.text(key_pairs.c.fingerprint),
@@ -87,7 +87,7 @@ def list_all(tx: Transaction, project_id: str, wanted: Sequence[Filter] = ()) ->
     """
     query = select(key_pairs).where(
         key_pairs.c.project_id == project_id,
-        *filters.conditions(tx, _RULES, wanted, key_pairs.c.id),
+        *filters.conditions(tx, FILTERS, wanted, key_pairs.c.id),
     )
     return [_key_pair(row) for row in tx.execute(query.order_by(key_pairs.c.name))]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
+from appliance.api.ec2.action import Action
 from appliance.api.ec2.actions import (
     console,
     images,
@@ -18,10 +18,6 @@ from appliance.api.ec2.actions import (
     security_group_rules,
     security_groups,
 )
-from appliance.api.ec2.call import Call
-
-Action = Callable[[Call, dict[str, Any]], dict[str, Any]]
-"""Takes a call and its parameters, and returns the result, both by botocore's member names."""
 
 ACTIONS: Mapping[str, Action] = MappingProxyType(
     {

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from appliance.api.ec2 import errors
 from appliance.store.filters import Filter
 
+T = TypeVar("T")
+
+Property = Callable[[T], Sequence[str]]
+"""Returns what a thing has of what a filter names."""
+
 _TOKEN = re.compile(r"\\(.)|([*?])|([^\\*?]+|\\)", re.DOTALL)
+
+
+def passes(wanted: Iterable[Filter], filters: Mapping[str, Property[T]], thing: T) -> bool:
+    """Say whether a thing passes all filters.
+
+    :raises Ec2Error: a filter is not known.
+    """
+    asked = list(wanted)
+    return matches(asked, {name: filters[name](thing) for name, _ in asked if name in filters})
 
 
 def matches(wanted: Iterable[Filter], properties: Mapping[str, Sequence[str]]) -> bool:

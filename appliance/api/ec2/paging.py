@@ -15,7 +15,6 @@ from appliance.api.ec2 import errors
 from appliance.store.filters import Filter
 
 MOST_FILTER_VALUES = 200
-LARGEST_PAGE = 1000
 
 _ID_DIGITS = r"(?:[0-9a-f]{8}|[0-9a-f]{17})"
 _token_decoder = msgspec.json.Decoder(list[float | str])
@@ -42,32 +41,6 @@ def filters_of(params: Mapping[str, Any]) -> list[Filter]:
             f"{MOST_FILTER_VALUES}",
         )
     return found
-
-
-def page_size(
-    params: Mapping[str, Any],
-    *,
-    smallest: int = 5,
-    largest: int = LARGEST_PAGE,
-    with_ids: Sequence[str] = (),
-) -> int | None:
-    """Return how many rows the caller wants, ``None`` for all.
-
-    :param with_ids: the ids that the caller named; a page of named things makes no sense to EC2.
-    :raises Ec2Error: the number is out of bounds.
-    """
-    wanted: int | None = params.get("MaxResults")
-    if wanted is None:
-        return None
-    if with_ids:
-        raise errors.invalid_parameter_combination(
-            "The parameter instancesSet cannot be used with the parameter maxResults"
-        )
-    if wanted < smallest:
-        raise errors.invalid_parameter_value(
-            "maxResults", f" {wanted} ", f"Expecting a value greater than {smallest}."
-        )
-    return min(wanted, largest)
 
 
 def next_token(*place: float | str) -> str:

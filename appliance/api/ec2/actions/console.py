@@ -6,6 +6,7 @@ import base64
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import action
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids, moment
 from appliance.messages import ConsoleRead, ReadConsole, node_topic
@@ -15,6 +16,7 @@ LARGEST_OUTPUT = 64 * 1024
 _MOST_S = 10.0
 
 
+@action()
 def get_console_output(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return the end of the output; an empty one for an instance that is on no node."""
     [instance_id] = check_ids([params["InstanceId"]], "i", "InvalidInstanceID")

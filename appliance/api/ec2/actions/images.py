@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
-from appliance.api.ec2.paging import filters_of, next_token, page_size, place_of, tag_set
+from appliance.api.ec2.paging import filters_of, next_token, place_of, tag_set
 from appliance.store import Transaction, images, tags
+from appliance.store.filters import TAGS
 from appliance.store.images import MACHINE, Image
 
 _ID = re.compile(r"(?:ami|aki|ari)-(?:[0-9a-f]{8}|[0-9a-f]{17})")
@@ -28,6 +30,7 @@ def check_image_id(image_id: str, prefix: str = "ami") -> str:
     return image_id
 
 
+@action(filters=(*images.FILTERS, *TAGS), page=Page(smallest=1))
 def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return the images that the project may use: its own, and the public ones."""
     ids = [check_image_id(each) for each in dict.fromkeys(params.get("ImageIds", ()))]
@@ -36,7 +39,7 @@ def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
             raise errors.Ec2Error(
                 "InvalidUserID.Malformed", f'Invalid user id: "{errors.shorten(owner)}"'
             )
-    size = page_size(params, smallest=1)
+    size = params.get("MaxResults")
     operator_id = call.parts.config.api.account_id
 
     def read(tx: Transaction) -> tuple[list[Image], dict[str, list[tuple[str, str]]]]:

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from appliance import instance_types
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
-from appliance.api.ec2.matching import matches
-from appliance.api.ec2.paging import filters_of, next_token, page_size, place_of
+from appliance.api.ec2.matching import Property, passes
+from appliance.api.ec2.paging import filters_of, next_token, place_of
 from appliance.instance_types import InstanceType
 
-_LARGEST_PAGE = 100
+FILTERS: Mapping[str, Property[InstanceType]] = {
+    "auto-recovery-supported": lambda kind: ["false"],
+    "bare-metal": lambda kind: ["false"],
+    "burstable-performance-supported": lambda kind: ["false"],
+    "current-generation": lambda kind: ["true"],
+    "dedicated-hosts-supported": lambda kind: ["false"],
+    "free-tier-eligible": lambda kind: ["false"],
+    "hibernation-supported": lambda kind: ["false"],
+    "hypervisor": lambda kind: ["xen"],
+    "instance-storage-supported": lambda kind: ["false"],
+    "instance-type": lambda kind: [kind.name],
+    "memory-info.size-in-mib": lambda kind: [str(kind.memory_mib)],
+    "processor-info.supported-architecture": lambda kind: ["x86_64"],
+    "supported-root-device-type": lambda kind: ["ebs"],
+    "supported-usage-class": lambda kind: ["on-demand"],
+    "supported-virtualization-type": lambda kind: ["hvm"],
+    "vcpu-info.default-cores": lambda kind: [str(kind.vcpus)],
+    "vcpu-info.default-threads-per-core": lambda kind: ["1"],
+    "vcpu-info.default-vcpus": lambda kind: [str(kind.vcpus)],
+}
+"""What instance types can be filtered by."""
 
 
+@action(filters=FILTERS, page=Page(largest=100, size=100))
 def describe_instance_types(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return instance types in the order of the catalog."""
     asked = params.get("InstanceTypes", [])
@@ -21,11 +44,11 @@ def describe_instance_types(call: Call, params: dict[str, Any]) -> dict[str, Any
     if unknown:
         raise errors.instance_types_not_found(unknown)
     wanted = filters_of(params)
-    size = page_size(params, largest=_LARGEST_PAGE) or _LARGEST_PAGE
+    size = params["MaxResults"]
     chosen = [
         kind
         for name, kind in instance_types.CATALOG.items()
-        if matches(wanted, _properties(kind)) and (not asked or name in asked)
+        if passes(wanted, FILTERS, kind) and (not asked or name in asked)
     ]
     place = place_of(params, float)
     begin = int(place[0]) if place else 0
@@ -37,29 +60,6 @@ def describe_instance_types(call: Call, params: dict[str, Any]) -> dict[str, Any
     if begin + size < len(chosen):
         reply["NextToken"] = next_token(begin + size)
     return reply
-
-
-def _properties(kind: InstanceType) -> dict[str, list[str]]:
-    return {
-        "auto-recovery-supported": ["false"],
-        "bare-metal": ["false"],
-        "burstable-performance-supported": ["false"],
-        "current-generation": ["true"],
-        "dedicated-hosts-supported": ["false"],
-        "free-tier-eligible": ["false"],
-        "hibernation-supported": ["false"],
-        "hypervisor": ["xen"],
-        "instance-storage-supported": ["false"],
-        "instance-type": [kind.name],
-        "memory-info.size-in-mib": [str(kind.memory_mib)],
-        "processor-info.supported-architecture": ["x86_64"],
-        "supported-root-device-type": ["ebs"],
-        "supported-usage-class": ["on-demand"],
-        "supported-virtualization-type": ["hvm"],
-        "vcpu-info.default-cores": [str(kind.vcpus)],
-        "vcpu-info.default-threads-per-core": ["1"],
-        "vcpu-info.default-vcpus": [str(kind.vcpus)],
-    }
 
 
 def _description(kind: InstanceType) -> dict[str, Any]:

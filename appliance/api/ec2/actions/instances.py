@@ -8,13 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import (
     check_ids,
     filters_of,
     moment,
     next_token,
-    page_size,
     place_of,
     tag_set,
 )
@@ -22,6 +22,7 @@ from appliance.api.ec2.protocol.serializer import Constant
 from appliance.model import InstanceState
 from appliance.store import Transaction, describe
 from appliance.store.describe import STATE_CODES, DiskView, InstanceView, PortView
+from appliance.store.filters import TAGS
 
 _STATES = {name: Constant({"Code": code, "Name": str(name)}) for name, code in STATE_CODES.items()}
 _DISABLED = Constant({"State": "disabled"})
@@ -37,10 +38,11 @@ _NAME_OPTIONS = Constant(
 _MAINTENANCE = Constant({"AutoRecovery": "disabled", "RebootMigration": "disabled"})
 
 
+@action(filters=(*describe.FILTERS, *TAGS), page=Page(excludes={"InstanceIds": "instancesSet"}))
 def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return instances by reservation, from the store alone: a silent node hides nothing."""
     ids = check_ids(params.get("InstanceIds", ()), "i", "InvalidInstanceID")
-    size = page_size(params, with_ids=ids)
+    size = params.get("MaxResults")
 
     def read(tx: Transaction) -> list[InstanceView]:
         if ids:

@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.api.ec2 import errors, ssh_keys
+from appliance.api.ec2.action import action
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids, filters_of, moment, tag_set
 from appliance.api.ec2.ssh_keys import PublicKey
 from appliance.api.ec2.tagging import tags_of
 from appliance.store import Transaction, key_pairs, quotas, tags
+from appliance.store.filters import TAGS
 from appliance.store.key_pairs import KeyPair
 
 # Printable, and no more: the name becomes the comment of a line that an instance reads.
 _NAME = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 
 
+@action()
 def create_key_pair(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Make a key pair; its private half is in this reply and nowhere else."""
     if params.get("KeyFormat", "pem") != "pem":
@@ -29,6 +32,7 @@ def create_key_pair(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return _made(key_pair, wanted_tags) | {"KeyMaterial": made.private}
 
 
+@action()
 def import_key_pair(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Take on a public key that was made elsewhere."""
     name = _checked_name(params["KeyName"])
@@ -37,6 +41,7 @@ def import_key_pair(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return _made(_store(call, name, public, wanted_tags), wanted_tags)
 
 
+@action(filters=(*key_pairs.FILTERS, *TAGS))
 def describe_key_pairs(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return key pairs by name."""
     names = list(dict.fromkeys(params.get("KeyNames", ())))
@@ -67,6 +72,7 @@ def describe_key_pairs(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@action()
 def delete_key_pair(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Delete a key pair; one that does not exist is no error when it is named, as EC2 does."""
     name, key_pair_id = params.get("KeyName", ""), params.get("KeyPairId", "")

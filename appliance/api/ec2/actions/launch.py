@@ -13,6 +13,7 @@ import msgspec
 
 from appliance import instance_types
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import Refusal, action
 from appliance.api.ec2.actions.images import check_image_id, image_gib
 from appliance.api.ec2.actions.instances import reservations
 from appliance.api.ec2.call import Call
@@ -49,8 +50,46 @@ _UNSUPPORTED = {
     "ElasticInferenceAccelerators": "Inference accelerators are not supported.",
     "PrivateIpAddress": "An address cannot be chosen at launch.",
     "Ipv6Addresses": "An address cannot be chosen at launch.",
+    "Ipv6AddressCount": "IPv6 addresses are not supported.",
     "SecondaryInterfaces": "Secondary interfaces are not supported.",
+    "HibernationOptions.Configured": "Hibernation is not supported.",
+    "EnclaveOptions.Enabled": "Enclaves are not supported.",
+    "Placement.HostId": "Dedicated tenancy is not supported.",
+    "Placement.GroupName": "Placement groups are not supported.",
+    "Placement.GroupId": "Placement groups are not supported.",
+    "NetworkInterfaces.NetworkInterfaceId": "Network interfaces are made with their instance.",
+    "NetworkInterfaces.AssociatePublicIpAddress": (
+        "There are no public addresses to assign at launch."
+    ),
+    "NetworkInterfaces.PrivateIpAddress": "An address cannot be chosen at launch.",
+    "NetworkInterfaces.PrivateIpAddresses": "An address cannot be chosen at launch.",
+    "NetworkInterfaces.Ipv6Addresses": "An address cannot be chosen at launch.",
+    "BlockDeviceMappings.Ebs.Encrypted": "Encrypted disks are not supported.",
 }
+REFUSED = (
+    *(Refusal(parameter=parameter, text=text) for parameter, text in _UNSUPPORTED.items()),
+    Refusal(
+        parameter="InstanceInitiatedShutdownBehavior",
+        text="Instances that shut themselves down are stopped.",
+        unless=("stop",),
+    ),
+    Refusal(
+        parameter="MetadataOptions.HttpEndpoint",
+        text="The metadata service cannot be disabled.",
+        unless=("enabled",),
+    ),
+    Refusal(
+        parameter="Placement.Tenancy",
+        text="Dedicated tenancy is not supported.",
+        unless=("default",),
+    ),
+    Refusal(
+        parameter="BlockDeviceMappings.Ebs.DeleteOnTermination",
+        text="Root disks are deleted on termination.",
+        unless=(True,),
+    ),
+)
+"""What a launch cannot have here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +100,13 @@ class _Nic:
     group_ids: Sequence[str]
 
 
+@action(refuses=REFUSED)
 def run_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Accept a launch and return its reservation; the instances are pending.
 
     A client token, or the same signed request within its second, gets the same reservation.
     """
-    _check_supported(params)
+    _check_metadata_options(params.get("MetadataOptions", {}))
     token = _client_token(params)
     plan = _Plan(call, params)
 
@@ -93,29 +133,7 @@ def run_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return found[0] if found else empty
 
 
-def _check_supported(params: Mapping[str, Any]) -> None:
-    for name, text in _UNSUPPORTED.items():
-        if params.get(name):
-            raise errors.unsupported_operation(text)
-    if params.get("HibernationOptions", {}).get("Configured"):
-        raise errors.unsupported_operation("Hibernation is not supported.")
-    if params.get("EnclaveOptions", {}).get("Enabled"):
-        raise errors.unsupported_operation("Enclaves are not supported.")
-    if params.get("Ipv6AddressCount"):
-        raise errors.unsupported_operation("IPv6 addresses are not supported.")
-    if params.get("InstanceInitiatedShutdownBehavior", "stop") != "stop":
-        raise errors.unsupported_operation("Instances that shut themselves down are stopped.")
-    _check_metadata_options(params.get("MetadataOptions", {}))
-    placement = params.get("Placement", {})
-    if placement.get("Tenancy", "default") != "default" or placement.get("HostId"):
-        raise errors.unsupported_operation("Dedicated tenancy is not supported.")
-    if placement.get("GroupName") or placement.get("GroupId"):
-        raise errors.unsupported_operation("Placement groups are not supported.")
-
-
 def _check_metadata_options(options: Mapping[str, Any]) -> None:
-    if options.get("HttpEndpoint", "enabled") != "enabled":
-        raise errors.unsupported_operation("The metadata service cannot be disabled.")
     hops = options.get("HttpPutResponseHopLimit", 1)
     if not 1 <= hops <= MOST_HOPS:
         raise errors.invalid_parameter_value(
@@ -351,12 +369,6 @@ def _nic(params: Mapping[str, Any]) -> _Nic:
     card = cards[0]
     if len(cards) > 1 or card.get("DeviceIndex", 0) != 0:
         raise errors.unsupported_operation("Instances have one network interface.")
-    if card.get("NetworkInterfaceId"):
-        raise errors.unsupported_operation("Network interfaces are made with their instance.")
-    if card.get("AssociatePublicIpAddress"):
-        raise errors.unsupported_operation("There are no public addresses to assign at launch.")
-    if any(card.get(name) for name in ("PrivateIpAddress", "PrivateIpAddresses", "Ipv6Addresses")):
-        raise errors.unsupported_operation("An address cannot be chosen at launch.")
     return _Nic(
         subnet_id=_checked_subnet(card.get("SubnetId", "")), group_ids=card.get("Groups", ())
     )
@@ -376,10 +388,6 @@ def _root_disk(
         if mapping.get("DeviceName") not in (image.root_device_name, *_ROOT_ALIASES):
             raise errors.unsupported_operation("Instances have one disk, the root device.")
         ebs = mapping.get("Ebs", {})
-        if ebs.get("DeleteOnTermination") is False:
-            raise errors.unsupported_operation("Root disks are deleted on termination.")
-        if ebs.get("Encrypted"):
-            raise errors.unsupported_operation("Encrypted disks are not supported.")
         disk_gib = ebs.get("VolumeSize", disk_gib)
         if not 1 <= disk_gib <= limits.largest_gib and "VolumeSize" in ebs:
             raise errors.invalid_parameter_value(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import action
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids
 from appliance.model import InstanceState
@@ -20,6 +21,7 @@ SHUTTING_DOWN, TERMINATED = InstanceState.SHUTTING_DOWN, InstanceState.TERMINATE
 MOST_IDS = 1000
 
 
+@action()
 def terminate_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want instances gone; one that is gone or going already is no error."""
     ids = _ids(params)
@@ -38,6 +40,7 @@ def terminate_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return {"TerminatingInstances": _changes(ids, found, SHUTTING_DOWN, kept=[TERMINATED])}
 
 
+@action()
 def stop_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want running instances off."""
     ids = _ids(params)
@@ -64,6 +67,7 @@ def stop_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return {"StoppingInstances": _changes(ids, found, STOPPING, kept=[STOPPED])}
 
 
+@action()
 def start_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want stopped instances running."""
     ids = _ids(params)
@@ -80,6 +84,7 @@ def start_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return {"StartingInstances": _changes(ids, found, PENDING, kept=[RUNNING])}
 
 
+@action()
 def reboot_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Have running instances boot anew; a terminated one is left alone, as EC2 does."""
     ids = _ids(params)

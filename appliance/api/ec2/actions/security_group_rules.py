@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import action
 from appliance.api.ec2.actions.security_groups import find_group
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids, tag_set
@@ -22,21 +23,25 @@ from appliance.store import Transaction, groups, tags
 from appliance.store.groups import Group, Rule
 
 
+@action()
 def authorize_ingress(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Let something in."""
     return _authorize(call, params, is_egress=False)
 
 
+@action()
 def authorize_egress(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Let something out."""
     return _authorize(call, params, is_egress=True)
 
 
+@action()
 def revoke_ingress(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Let something in no longer."""
     return _revoke(call, params, is_egress=False)
 
 
+@action()
 def revoke_egress(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Let something out no longer."""
     return _revoke(call, params, is_egress=True)

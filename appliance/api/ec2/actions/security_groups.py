@@ -7,25 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import (
     check_ids,
     filters_of,
     next_token,
-    page_size,
     place_of,
     tag_set,
 )
 from appliance.api.ec2.permissions import permission_set
 from appliance.api.ec2.tagging import tags_of
 from appliance.store import Transaction, groups, networks, quotas, tags
-from appliance.store.filters import Filter
+from appliance.store.filters import TAGS, Filter
 from appliance.store.groups import DEFAULT_NAME, Group, Rule
 
 _ALLOWED = re.compile(r"[A-Za-z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}", re.ASCII)
 _SAID = "a-zA-Z0-9. _-:/()#,@[]+=&;{}!$*"
 
 
+@action()
 def create_security_group(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Make a group that lets nothing in and everything out."""
     name = _checked_name(params["GroupName"])
@@ -54,11 +55,12 @@ def create_security_group(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@action(filters=(*groups.FILTERS, *TAGS), page=Page())
 def describe_security_groups(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return groups with their rules; the default group of the project is always among them."""
     ids = check_ids(params.get("GroupIds", ()), "sg", "InvalidGroupId")
     names = list(dict.fromkeys(params.get("GroupNames", ())))
-    size = page_size(params)
+    size = params.get("MaxResults")
     wanted = filters_of(params)
     place = [str(each) for each in place_of(params, str, str)]
     _make_default(call, wanted)
@@ -97,6 +99,7 @@ def describe_security_groups(call: Call, params: dict[str, Any]) -> dict[str, An
     return reply
 
 
+@action()
 def delete_security_group(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Delete a group that no instance and no other group's rule uses."""
 
