@@ -1,7 +1,7 @@
-"""Disks of instances; the only module that calls ``qemu-img``.
+"""Disks of instances: overlays on images, written without any other program.
 
-Formats are always said (``-f``, ``-F``) and never probed, and ``qemu-img`` never opens the base
-image (``-u``): its size was read by our own parser.
+Formats are always said and never probed, and nothing of the base image is read but its size, by
+our own parser.
 """
 
 from __future__ import annotations
@@ -12,12 +12,6 @@ from pathlib import Path
 from appliance.errors import Conflict, InputError, LimitExceeded, Unavailable
 from appliance.images import qcow2
 from appliance.images.inspect import DISK_FORMATS, GIB, open_regular, read_virtual_size
-from appliance.run import Limits, run
-
-_QEMU_IMG_LIMITS = Limits(address_space_bytes=GIB, cpu_s=30, file_size_bytes=64 << 20)
-"""A fresh overlay is only metadata: 200 KB at 10 GiB, 16 MiB at 64 TiB."""
-
-_DEADLINE_S = 60.0
 
 _SMALLEST_OVERLAY_BYTES = 64 << 10
 """Less than one cluster holds nothing that an instance has written."""
@@ -35,8 +29,7 @@ def create_overlay(
     :param size_bytes: the size of the disk, never below the image's own; ``None`` takes that.
     :raises LimitExceeded: the image's disk is larger than ``size_bytes``; nothing was made.
     :raises Conflict: ``path`` is something else, which is not overwritten.
-    :raises CommandFailed: ``qemu-img`` failed, for want of room perhaps.
-    :raises Unavailable: the file could not be brought to the disk.
+    :raises Unavailable: the file could not be written, for want of room perhaps.
     """
     if base_format not in DISK_FORMATS:
         raise InputError(f"A disk cannot be based on an image of format {base_format!r}.")
@@ -57,14 +50,8 @@ def create_overlay(
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     try:
-        run(
-            [
-                *("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", base_format),
-                *("-b", base_path, partial, str(wanted_bytes)),
-            ],
-            deadline_s=_DEADLINE_S,
-            limits=_QEMU_IMG_LIMITS,
-        )
+        with open(partial, "xb") as file:
+            qcow2.write_overlay(file, str(base_path), base_format, wanted_bytes)
         _finish(partial, path)
     except OSError as error:
         raise Unavailable(f"Could not make the disk {path}: {error.strerror}.") from error

@@ -1,4 +1,4 @@
-"""The header of a qcow2 file, read by us before any other program opens the file.
+"""The header of a qcow2 file: read by us before any other program opens it, written for overlays.
 
 Source: the format's own specification, ``docs/interop/qcow2`` of QEMU. Nothing here follows a
 pointer out of the first cluster, and nothing is allocated by a length that the file claims.
@@ -36,6 +36,12 @@ _EXTENSION_BITMAPS = 0x23852875
 
 _COMPRESSIONS = (0, 1)
 """zlib and zstd."""
+
+_OVERLAY_CLUSTER_BITS = 16
+_OVERLAY_CLUSTER = 1 << _OVERLAY_CLUSTER_BITS
+_SECTOR_BYTES = 512
+_REFCOUNT_ORDER = 4
+_LARGEST_DISK_BYTES = _MAX_L1_BYTES // 8 * (_OVERLAY_CLUSTER // 8) * _OVERLAY_CLUSTER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +169,56 @@ def _read_extensions(
         found.append((kind, cluster[start : start + size]))
         start += (size + 7) & ~7
     return tuple(found)
+
+
+def write_overlay(file: BinaryIO, backing: str, backing_format: str, size_bytes: int) -> None:
+    """Write an overlay that holds nothing yet into an empty file, as ``qemu-img create`` does.
+
+    Clusters of 64 KiB: the header, the refcount table, its one block, and the L1 table, a hole.
+
+    :param size_bytes: size of the disk, rounded up to whole sectors.
+    :raises InputError: the name is too long for a header, or the disk too large for one table.
+    :raises OSError: the file could not be written.
+    """
+    name = os.fsencode(backing)
+    if len(name) > _MAX_NAME_BYTES:
+        raise InputError(f"The path of the base image is longer than {_MAX_NAME_BYTES} bytes.")
+    if not 0 < size_bytes <= _LARGEST_DISK_BYTES:
+        raise InputError(f"A disk of {size_bytes:,} bytes is not possible.")
+    l1_entries = -(-size_bytes // (_OVERLAY_CLUSTER * (_OVERLAY_CLUSTER // 8)))
+    clusters = 3 + -(-l1_entries * 8 // _OVERLAY_CLUSTER)
+    file.write(_overlay_header(name, backing_format.encode(), size_bytes, l1_entries))
+    file.seek(_OVERLAY_CLUSTER)
+    file.write(struct.pack(">Q", 2 * _OVERLAY_CLUSTER))
+    file.seek(2 * _OVERLAY_CLUSTER)
+    file.write(struct.pack(">H", 1) * clusters)
+    file.truncate(clusters * _OVERLAY_CLUSTER)
+
+
+def _overlay_header(name: bytes, backing_format: bytes, size_bytes: int, l1_entries: int) -> bytes:
+    length = _VERSION_2.size + _VERSION_3.size
+    padded = backing_format.ljust((len(backing_format) + 7) & ~7, b"\0")
+    extensions = (
+        _EXTENSION.pack(_EXTENSION_BACKING_FORMAT, len(backing_format))
+        + padded
+        + _EXTENSION.pack(_EXTENSION_END, 0)
+    )
+    version_2 = _VERSION_2.pack(
+        MAGIC,
+        3,
+        length + len(extensions),
+        len(name),
+        _OVERLAY_CLUSTER_BITS,
+        -(-size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES,
+        0,
+        l1_entries,
+        3 * _OVERLAY_CLUSTER,
+        _OVERLAY_CLUSTER,
+        1,
+        0,
+        0,
+    )
+    return version_2 + _VERSION_3.pack(0, 0, 0, _REFCOUNT_ORDER, length) + extensions + name
 
 
 def check_standalone(header: Header, file: BinaryIO, name: str) -> None:
