@@ -195,7 +195,7 @@ class LocalBus:
 
     def _bury(self, row: OutboxRow, attempt: int, error: Exception) -> None:
         log.error("gave up %s after %d attempts", row.kind, attempt, exc_info=error)
-        text = " <- ".join(cause_chain(error))
+        text = " <- ".join(cause_chain(error))[: outbox_table.LONGEST_ERROR]
         letter = _dead_letter(row, text)
 
         def bury(tx: Transaction) -> None:
@@ -237,7 +237,8 @@ class LocalBus:
         with self._changed:
             self._done.clear()
         try:
-            rows = self._store.read(outbox_table.pending)
+            topics = tuple(self._roles)
+            rows = self._store.read(lambda tx: outbox_table.pending(tx, topics))
         except Exception as error:  # noqa: BLE001 - without this thread nothing is delivered
             log.warning("could not look at the outbox: %s", error)
             return

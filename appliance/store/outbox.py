@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select, update
+from collections.abc import Iterable
 
+from msgspec import Struct
+from sqlalchemy import delete, func, select, update
+
+from appliance.errors import InputError, NotFound
 from appliance.store import OutboxRow, Transaction
 from appliance.store.schema import outbox
+
+LONGEST_ERROR = 4000
+"""Characters that are kept of why a message was given up."""
+
+_MOST_PENDING = 1000
 
 
 def take(tx: Transaction, message_id: str) -> bool:
@@ -13,11 +22,16 @@ def take(tx: Transaction, message_id: str) -> bool:
     return tx.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount == 1
 
 
-def pending(tx: Transaction) -> list[OutboxRow]:
-    """Return the rows that await their handler, oldest first, at most 1,000."""
+def pending(tx: Transaction, topics: Iterable[str] | None = None) -> list[OutboxRow]:
+    """Return the rows that await their handler, oldest first, at most 1,000.
+
+    :param topics: those that somebody here serves: what waits for others is in nobody's way.
+    """
     columns = [outbox.c[name] for name in OutboxRow._fields]
     query = select(*columns).where(outbox.c.dead_at.is_(None)).order_by(outbox.c.created_at)
-    return [OutboxRow._make(row) for row in tx.execute(query.limit(1000))]
+    if topics is not None:
+        query = query.where(outbox.c.topic.in_(list(topics)))
+    return [OutboxRow._make(row) for row in tx.execute(query.limit(_MOST_PENDING))]
 
 
 def bury(tx: Transaction, message_id: str, attempts: int, error: str) -> None:
@@ -25,5 +39,109 @@ def bury(tx: Transaction, message_id: str, attempts: int, error: str) -> None:
     tx.execute(
         update(outbox)
         .where(outbox.c.id == message_id)
-        .values(dead_at=tx.now, attempts=attempts, error=error[:4000])
+        .values(dead_at=tx.now, attempts=attempts, error=error[:LONGEST_ERROR])
     )
+
+
+class Queue(Struct, frozen=True, kw_only=True):
+    """The messages of a topic: how many wait and since when, and how many were given up."""
+
+    topic: str
+    waiting: int
+    oldest_at: float | None
+    dead: int
+
+
+class Letter(Struct, frozen=True, kw_only=True):
+    """A message that was given up. ``about`` is the instance or reservation, where it has one."""
+
+    message_id: str
+    topic: str
+    kind: str
+    about: str
+    attempts: int
+    created_at: float
+    dead_at: float
+    error: str
+    size_bytes: int
+
+
+def queues(tx: Transaction) -> list[Queue]:
+    """Return the topics that have messages, by name."""
+    is_dead = outbox.c.dead_at.is_not(None)
+    waiting_at = func.min(outbox.c.created_at).filter(~is_dead)
+    query = (
+        select(
+            outbox.c.topic,
+            func.count().filter(~is_dead).label("waiting"),
+            waiting_at.label("oldest_at"),
+            func.count().filter(is_dead).label("dead"),
+        )
+        .group_by(outbox.c.topic)
+        .order_by(outbox.c.topic)
+    )
+    return [Queue(**row._mapping) for row in tx.execute(query)]
+
+
+def dead_letters(tx: Transaction) -> list[Letter]:
+    """Return the messages that were given up, without their bodies, the newest first."""
+    query = (
+        select(
+            outbox.c.id.label("message_id"),
+            outbox.c.topic,
+            outbox.c.kind,
+            outbox.c.lane.label("about"),
+            outbox.c.attempts,
+            outbox.c.created_at,
+            outbox.c.dead_at,
+            outbox.c.error,
+            func.length(outbox.c.body).label("size_bytes"),
+        )
+        .where(outbox.c.dead_at.is_not(None))
+        .order_by(outbox.c.dead_at.desc(), outbox.c.id)
+    )
+    return [Letter(**row._mapping) for row in tx.execute(query)]
+
+
+def requeue(tx: Transaction, text: str) -> str:
+    """Let a dead letter wait for its handler again, as if it were new; return its id.
+
+    :param text: the id, or the beginning of it.
+    :raises NotFound: no message that was given up has it.
+    :raises InputError: several have it.
+    """
+    message_id = _match(tx, text)
+    tx.execute(
+        update(outbox)
+        .where(outbox.c.id == message_id)
+        .values(dead_at=None, attempts=0, error="", created_at=tx.now)
+    )
+    return message_id
+
+
+def drop(tx: Transaction, text: str) -> str:
+    """Delete a dead letter for good; return its id.
+
+    :param text: the id, or the beginning of it.
+    :raises NotFound: no message that was given up has it.
+    :raises InputError: several have it.
+    """
+    message_id = _match(tx, text)
+    take(tx, message_id)
+    return message_id
+
+
+def _match(tx: Transaction, text: str) -> str:
+    query = select(outbox.c.id).where(
+        outbox.c.dead_at.is_not(None), outbox.c.id.startswith(text, autoescape=True)
+    )
+    found: list[str] = list(tx.execute(query.order_by(outbox.c.id).limit(10)).scalars())
+    if text in found:
+        return text
+    if not found or not text:
+        raise NotFound(
+            f"No message {text!r} was given up.", hint="`anynode messages` lists those that were."
+        )
+    if len(found) > 1:
+        raise InputError(f"{text!r} may be {', '.join(found)}.", hint="Say more of the id.")
+    return found[0]

@@ -1,0 +1,96 @@
+"""``anynode messages``: what waits for its handler, and what was given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.access import Access, pass_access
+from appliance.cli.output import json_option, moment, print_json, print_table, say, size, span
+
+if TYPE_CHECKING:
+    from appliance.store.outbox import Letter, Queue
+
+_SHOWN_ID = 8
+_SHOWN_ERROR = 200
+
+
+@click.group(
+    invoke_without_command=True, short_help="Messages that wait, and those that were given up."
+)
+@json_option
+@click.pass_context
+@pass_access
+def messages(access: Access, context: click.Context, as_json: bool) -> None:
+    """Show the queues, how long the oldest message of each has waited, and the dead letters.
+
+    A dead letter is a message that was given up after its last attempt. It is kept with its error
+    for as long as other history, and takes effect no more unless it is requeued.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from appliance.store import outbox
+
+    queues, letters = access.read(lambda tx: (outbox.queues(tx), outbox.dead_letters(tx)))
+    if as_json:
+        print_json({"queues": queues, "dead_letters": letters})
+        return
+    _show_queues(queues)
+    if letters:
+        say("")
+        _show_letters(letters)
+
+
+def _show_queues(queues: Sequence[Queue]) -> None:
+    now = time.time()
+    rows = [
+        (one.topic, one.waiting, span(now - one.oldest_at) if one.oldest_at else "", one.dead)
+        for one in queues
+    ]
+    print_table(("queue", "waiting>", "oldest>", "dead>"), rows, "No message waits.")
+
+
+def _show_letters(letters: Sequence[Letter]) -> None:
+    rows = [
+        (
+            one.message_id[:_SHOWN_ID],
+            one.kind,
+            one.about,
+            moment(one.dead_at),
+            one.attempts,
+            size(one.size_bytes),
+            " ".join(one.error.split())[:_SHOWN_ERROR],
+        )
+        for one in letters
+    ]
+    columns = ("dead letter", "kind", "about", "given up", "attempts>", "size>", "error")
+    print_table(columns, rows, "")
+
+
+@messages.command("requeue", short_help="Let a dead letter be handled once more.")
+@click.argument("message_id")
+@pass_access
+def requeue(access: Access, message_id: str) -> None:
+    """Let a dead letter wait for its handler again, with all its attempts before it.
+
+    MESSAGE_ID may be the beginning of an id. What it asks for may have been overtaken meanwhile:
+    then it changes nothing.
+    """
+    from appliance.store import outbox
+
+    done = access.change("RequeueMessage", message_id, lambda tx: outbox.requeue(tx, message_id))
+    say(f"Message {done} waits for its handler again.")
+
+
+@messages.command("drop", short_help="Delete a dead letter.")
+@click.argument("message_id")
+@pass_access
+def drop(access: Access, message_id: str) -> None:
+    """Delete a dead letter for good. MESSAGE_ID may be the beginning of an id."""
+    from appliance.store import outbox
+
+    done = access.change("DropMessage", message_id, lambda tx: outbox.drop(tx, message_id))
+    say(f"Message {done} is deleted.")

@@ -1,0 +1,81 @@
+"""Messages that wait and messages that were given up, as an operator sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from sqlalchemy import insert, select
+
+from appliance.messages import Wanted, encode
+from appliance.store.schema import audit, outbox
+from tests.chain.harness import wait_until
+from tests.cli.shell import Shell
+
+DEAD = "0a1b2c3d-0000-4000-8000-000000000000"
+
+
+def put(shell: Shell, message_id: str, **values: Any) -> None:
+    row = {
+        "id": message_id,
+        "topic": "controller",
+        "lane": "i-1",
+        "kind": "Wanted",
+        "body": encode(Wanted(instance_id="i-1")),
+        "created_at": time.time() - 90,
+        **values,
+    }
+    with contextlib.closing(shell.open_store()) as store:
+        store.transaction(lambda tx: tx.execute(insert(outbox).values(**row)))
+
+
+def bury(shell: Shell) -> None:
+    error = "RuntimeError: a bug\n\x1b[31mred"
+    put(shell, DEAD, dead_at=time.time(), attempts=5, error=error)
+
+
+def test_nothing_waits(shell: Shell) -> None:
+    assert shell.run("messages") == "No message waits.\n"
+    assert shell.json("messages") == {"queues": [], "dead_letters": []}
+
+
+def test_queues_and_dead_letters(shell: Shell) -> None:
+    put(shell, "waits")
+    bury(shell)
+    lines = [line.split() for line in shell.run("messages").splitlines()]
+    assert lines[0] == ["QUEUE", "WAITING", "OLDEST", "DEAD"]
+    assert lines[1] == ["controller", "1", "1m30s", "1"]
+    assert lines[2] == []
+    assert lines[4][:3] == ["0a1b2c3d", "Wanted", "i-1"]
+    assert lines[4][-4:] == ["RuntimeError:", "a", "bug", "red"]
+    assert "\x1b" not in shell.run("messages")
+    found = shell.json("messages")
+    assert found["queues"][0]["waiting"] == 1
+    (letter,) = found["dead_letters"]
+    assert letter["message_id"] == DEAD
+    assert letter["attempts"] == 5
+    assert letter["error"].startswith("RuntimeError: a bug")
+
+
+def test_a_dead_letter_is_dropped(shell: Shell) -> None:
+    bury(shell)
+    assert shell.run("messages", "drop", "0a1b") == f"Message {DEAD} is deleted.\n"
+    assert shell.json("messages")["dead_letters"] == []
+    with contextlib.closing(shell.open_store()) as store:
+        rows = store.read(lambda tx: tx.execute(select(audit)).all())
+    assert [(row.action, row.subject) for row in rows] == [("DropMessage", "0a1b")]
+    assert "No message '0a1b' was given up." in shell.fail("messages", "drop", "0a1b")
+
+
+def test_what_waits_is_not_dropped(shell: Shell) -> None:
+    put(shell, "waits")
+    assert "No message 'waits' was given up." in shell.fail("messages", "drop", "waits")
+    assert shell.json("messages")["queues"][0]["waiting"] == 1
+
+
+def test_a_dead_letter_is_requeued_and_the_running_node_handles_it(running: Shell) -> None:
+    bury(running)
+    printed = running.run("messages", "requeue", DEAD)
+    assert printed == f"Message {DEAD} waits for its handler again.\n"
+    wait_until(lambda: running.json("messages")["queues"] == [], "the node has handled it")
