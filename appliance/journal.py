@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from appliance.errors import Unavailable
+from appliance.world import CrashPoint, no_crash
 
 V = TypeVar("V")
 
@@ -30,8 +31,10 @@ class Journal:
     :raises Unavailable: the file cannot be opened or written; what was there stays.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, crash: CrashPoint = no_crash) -> None:
         self._lock = threading.Lock()
+        self._crash = crash
+        self._name = f"journal.{path.stem}"
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -72,6 +75,7 @@ class Journal:
                             "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
                             (kind, key, body),
                         )
+                self._crash(f"{self._name}.before-commit")
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 self._roll_back()
@@ -79,6 +83,7 @@ class Journal:
             except BaseException:
                 self._roll_back()
                 raise
+            self._crash(f"{self._name}.after-commit")
 
     def _roll_back(self) -> None:
         # One that is closed, or has rolled back by itself, has nothing to say against it.

@@ -89,16 +89,16 @@ def undo_steps(steps: Sequence[Step[C]], subject: C, *, world: World, record: Re
         if step.undo is None:
             continue
         started_at, started = world.clock.now(), world.clock.monotonic()
-        world.crash(f"undo.{step.name}.before")
         outcome = "undone"
         causes: tuple[str, ...] = ()
         try:
+            world.crash(f"undo.{step.name}.before")
             step.undo(subject)
+            world.crash(f"undo.{step.name}.after")
         except Exception as error:
             log.exception("undo of step %s failed", step.name)
             outcome, causes = "failed", cause_chain(error)
             is_clean = False
-        world.crash(f"undo.{step.name}.after")
         took_ms = (world.clock.monotonic() - started) * 1000
         record(
             StepResult(

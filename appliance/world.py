@@ -5,10 +5,8 @@ They are arguments, so that a test or a simulation decides them.
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
-import signal
 import threading
 import time
 import uuid
@@ -104,27 +102,6 @@ CrashPoint = Callable[[str], None]
 
 def no_crash(point: str) -> None:
     """Let the program go on."""
-
-
-def crash_from_environment() -> CrashPoint:
-    """Return a crash point that kills this process where ``ANYNODE_CRASH_AT`` says so.
-
-    The variable holds ``point`` or ``point@n`` (the n-th time). It is how a test dies at a named
-    point of a real process.
-    """
-    wanted = os.environ.get("ANYNODE_CRASH_AT", "")
-    if not wanted:
-        return no_crash
-    name, _, count = wanted.partition("@")
-    left = [int(count or 1)]
-
-    def crash(point: str) -> None:
-        if point == name:
-            left[0] -= 1
-            if left[0] <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    return crash
 
 
 @dataclass(frozen=True, kw_only=True)

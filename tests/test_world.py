@@ -1,22 +1,10 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
 
-from appliance.world import Ids, RandomIds, SeededIds, SystemClock, crash_from_environment, no_crash
-
-CRASHING = """
-from appliance.world import crash_from_environment
-crash = crash_from_environment()
-for number in range(3):
-    crash("other")
-    print(number, flush=True)
-    crash("order.journalled")
-"""
+from appliance.world import Ids, RandomIds, SeededIds, SystemClock
 
 
 class TestIds:
@@ -50,24 +38,3 @@ class TestClock:
         clock.sleep(0.001)
         assert clock.monotonic() - before >= 0.001
         assert clock.now() > 1_600_000_000
-
-
-class TestCrash:
-    def test_does_nothing_when_nobody_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("ANYNODE_CRASH_AT", raising=False)
-        assert crash_from_environment() is no_crash
-
-    @pytest.mark.parametrize(
-        ("wanted", "printed"), [("order.journalled", "0\n"), ("order.journalled@2", "0\n1\n")]
-    )
-    def test_dies_at_the_named_point(self, wanted: str, printed: str) -> None:
-        died = subprocess.run(
-            [sys.executable, "-c", CRASHING],
-            env={"ANYNODE_CRASH_AT": wanted},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert died.returncode == -signal.SIGKILL
-        assert died.stdout == printed

@@ -48,9 +48,9 @@ def _endpoint_words(endpoint: str) -> str:
 
 
 def _run(access: Access, log_file: Path | None) -> None:
-    from appliance import log, node_process
+    from appliance import crash_points, log, node_process
     from appliance.node import Node
-    from appliance.world import World, crash_from_environment
+    from appliance.world import World
 
     config = access.config
     settings = config.node
@@ -61,7 +61,7 @@ def _run(access: Access, log_file: Path | None) -> None:
     else:
         log.to_stderr(level)
     signals = _Signals()
-    node = Node(config, World(crash=crash_from_environment()))
+    node = Node(config, World(crash=crash_points.from_environment()))
     process = node_process.this_process(config, access.config_path, path)
     with node_process.recorded(process, config.run_dir) as write:
         try:

@@ -84,7 +84,7 @@ class ComputeNode:
         instances_dir = parts.state_dir / "instances"
         instances_dir.mkdir(mode=0o711, exist_ok=True)
         instances_dir.chmod(0o711)
-        self._journal = Journal(parts.state_dir / "compute.sqlite")
+        self._journal = Journal(parts.state_dir / "compute.sqlite", parts.world.crash)
         self._drivers = Drivers(
             parts=parts,
             compute=self._driver,

@@ -93,7 +93,7 @@ class Datapath:
         self._deadline_s = parts.config.bus.call_deadline_s
         name = parts.config.firewall.driver
         self._firewall = Firewall(name, parts.plugin(Firewall.group, name))
-        self._journal = Journal(parts.state_dir / "datapath.sqlite")
+        self._journal = Journal(parts.state_dir / "datapath.sqlite", parts.world.crash)
         self._ports = Ports(self._journal, parts.world.clock)
         self._networks = Networks(parts, self._journal, self._prepared)
         self._turns = Turns()

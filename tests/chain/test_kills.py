@@ -14,6 +14,7 @@ from tests.chain.harness import Chain, Killed, wait_until
 STEPS = tuple(dict.fromkeys(step.name for step in (*LAUNCH, *STOP, *REMOVAL)))
 KINDS = ("Place", "Order", "Report", "ReportConfirmed", "Wanted")
 COMMITS = range(1, 13)
+JOURNAL_COMMITS = {"compute": range(1, 13), "datapath": range(1, 9)}
 
 POINTS = (
     *(f"step.{name}.{moment}" for name in STEPS for moment in ("before", "after")),
@@ -21,6 +22,9 @@ POINTS = (
     *(f"report.{state}.before" for state in ("running", "stopped", "gone")),
 )
 COMMIT_POINTS = [f"store.{moment}-commit" for moment in ("before", "after")]
+JOURNAL_POINTS = [
+    f"journal.{name}.{moment}-commit" for name in JOURNAL_COMMITS for moment in ("before", "after")
+]
 
 
 class Life:
@@ -104,8 +108,7 @@ def test_every_point_is_named_here(chain: Chain) -> None:
     life = Life(chain)
     life.live()
     passed = set(chain.faults.passed)
-    assert passed - {*POINTS, *COMMIT_POINTS} == set()
-    assert {*POINTS, *COMMIT_POINTS} - passed == set()
+    assert passed == {*POINTS, *COMMIT_POINTS, *JOURNAL_POINTS}
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -129,5 +132,18 @@ def test_killed_at_the_second_time(chain: Chain, point: str) -> None:
 def test_killed_around_a_commit(chain: Chain, point: str, nth: int) -> None:
     life = Life(chain)
     chain.faults.kill_at(point, nth=nth)
+    life.live()
+    assert life.deaths == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "nth"), [(name, nth) for name, upto in JOURNAL_COMMITS.items() for nth in upto]
+)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_around_a_commit_of_a_journal(
+    chain: Chain, name: str, moment: str, nth: int
+) -> None:
+    life = Life(chain)
+    chain.faults.kill_at(f"journal.{name}.{moment}-commit", nth=nth)
     life.live()
     assert life.deaths == 1
