@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -22,34 +24,52 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         msgspec.Meta(description="Ids of networks whose changes fail, to rehearse a failure."),
     ] = ()
+    survives: Annotated[
+        bool,
+        msgspec.Meta(description="keep the policies in a file, so that they outlive the process"),
+    ] = False
+
+
+class FakeRules(msgspec.Struct, kw_only=True):
+    """What is in force, as a kernel would have it."""
+
+    is_guarded: bool = False
+    policies: dict[str, NetworkPolicy] = {}
 
 
 def create(settings: Settings, context: PluginContext) -> object:
-    """Return a firewall of its own for each node."""
-    return FakeFirewall(settings)
+    """Return a firewall of its own for each node, with the rules of before where they survive."""
+    path = context.state_dir / "rules.json" if settings.survives else None
+    return FakeFirewall(settings, path)
 
 
 class FakeFirewall:
-    """A firewall in memory. What it holds outlives nothing but the object."""
+    """A firewall in memory. What it holds outlives the object only in the file ``path``."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, path: Path | None = None) -> None:
         self._settings = settings or Settings()
-        self._policies: dict[str, NetworkPolicy] = {}
-        self._is_guarded = False
+        self._path = path
+        self._rules = FakeRules()
         self._lock = threading.Lock()
+        if path and path.exists():
+            self._rules = msgspec.json.decode(path.read_bytes(), type=FakeRules)
 
     @hookimpl
     def firewall_guard(self) -> None:
         """Note that the guard is wanted."""
-        self._is_guarded = True
+        with self._lock:
+            if not self._rules.is_guarded:
+                self._rules.is_guarded = True
+                self._save()
 
     @hookimpl
     def firewall_sync(self, policy: NetworkPolicy) -> None:
         """Keep the policy."""
         self._refuse(policy.network.network_id)
         with self._lock:
-            self._is_guarded = True
-            self._policies[policy.network.network_id] = policy
+            self._rules.is_guarded = True
+            self._rules.policies[policy.network.network_id] = policy
+            self._save()
 
     @hookimpl
     def firewall_update(self, delta: PolicyDelta) -> None:
@@ -57,23 +77,26 @@ class FakeFirewall:
         net = delta.network.network_id
         self._refuse(net)
         with self._lock:
-            if net not in self._policies:
+            if net not in self._rules.policies:
                 raise Stale(f"Network {net} has no rules here.")
-            self._policies[net] = apply_delta(self._policies[net], delta)
+            self._rules.policies[net] = apply_delta(self._rules.policies[net], delta)
+            self._save()
 
     @hookimpl
     def firewall_forget(self, network_id: str) -> None:
         """Forget the policy."""
         with self._lock:
-            self._policies.pop(network_id, None)
+            if self._rules.policies.pop(network_id, None):
+                self._save()
 
     @hookimpl
     def firewall_state(self) -> FirewallState:
         """Return what is kept."""
         with self._lock:
-            policies = list(self._policies.values())
+            policies = list(self._rules.policies.values())
+            is_guarded = self._rules.is_guarded
         return FirewallState(
-            is_guarded=self._is_guarded,
+            is_guarded=is_guarded,
             revisions={policy.network.network_id: policy.revision for policy in policies},
             taps=tuple(sorted(port.tap for policy in policies for port in policy.ports)),
         )
@@ -82,15 +105,21 @@ class FakeFirewall:
     def firewall_withdraw(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._policies.clear()
-            self._is_guarded = False
+            self._rules = FakeRules()
+            self._save()
 
     def verdict(self, packet: Packet) -> Verdict:
         """Return what becomes of a packet on this node."""
         with self._lock:
-            policies = list(self._policies.values())
+            policies = list(self._rules.policies.values())
         return verdict(policies, packet)
 
     def _refuse(self, network_id: str) -> None:
         if network_id in self._settings.refused_networks:
             raise CommandFailed(f"The fake firewall was told to refuse network {network_id}.")
+
+    def _save(self) -> None:
+        if self._path:
+            new = self._path.with_name(f".{self._path.name}.new")
+            new.write_bytes(msgspec.json.encode(self._rules))
+            os.replace(new, self._path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import cast
+
 import pytest
-from anynode_firewall_fake import FakeFirewall, Settings
+from anynode_firewall_fake import FakeFirewall, Settings, create
 
 from appliance.errors import CommandFailed
 from appliance.firewall import Packet
 from appliance.hooks import Firewall
+from appliance.hookspecs import PluginContext, PluginSource
 from appliance.testing.firewall import FirewallContract, make_network, make_policy
 
 
@@ -44,3 +48,17 @@ def test_it_refuses_what_it_was_told_to_and_keeps_the_rest() -> None:
     with pytest.raises(CommandFailed):
         driver.sync(second)
     assert driver.state().revisions == {first.network.network_id: 1}
+
+
+@pytest.mark.parametrize("survives", [False, True])
+def test_restart(tmp_path: Path, survives: bool) -> None:
+    context = PluginContext(
+        node_name="n1", state_dir=tmp_path, run_dir=tmp_path, plugins=cast(PluginSource, None)
+    )
+    settings = Settings(survives=survives)
+    first = Firewall("fake", create(settings, context))
+    first.guard()
+    first.sync(make_policy(make_network()))
+    second = Firewall("fake", create(settings, context))
+    assert (second.state() == first.state()) is survives
+    assert second.state().is_guarded is survives

@@ -21,9 +21,9 @@ api_versions = frozenset({1})
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the ``fake`` network plugin."""
 
-    is_persistent: Annotated[
+    survives: Annotated[
         bool,
-        Meta(description="Keep networks and ports in a file, so that a restarted node finds them."),
+        Meta(description="keep networks and ports in a file, so that they outlive the process"),
     ] = False
 
 
@@ -132,5 +132,5 @@ class FakeNetwork:
 
 
 def create(settings: Settings, context: PluginContext) -> FakeNetwork:
-    """Return the driver, with what an earlier one left when it is persistent."""
-    return FakeNetwork(context.state_dir / "networks.json" if settings.is_persistent else None)
+    """Return the driver, with what an earlier one left where it survives."""
+    return FakeNetwork(context.state_dir / "networks.json" if settings.survives else None)

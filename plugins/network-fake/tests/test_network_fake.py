@@ -32,11 +32,11 @@ class TestFakeNetwork(NetworkContract):
         return Network("fake", create(Settings(), context(tmp_path)))
 
 
-@pytest.mark.parametrize("is_persistent", [False, True])
-def test_restart(tmp_path: Path, is_persistent: bool) -> None:
+@pytest.mark.parametrize("survives", [False, True])
+def test_restart(tmp_path: Path, survives: bool) -> None:
     network = make_network("fake")
     port = make_port(network)
-    first = create(Settings(is_persistent=is_persistent), context(tmp_path))
+    first = create(Settings(survives=survives), context(tmp_path))
     driver = Network("fake", first)
     driver.prepare(network)
     driver.attach(network, port)
@@ -44,6 +44,6 @@ def test_restart(tmp_path: Path, is_persistent: bool) -> None:
     driver.raise_link(port.port_id)
     assert first.node.ports[port.port_id].is_up
 
-    second = create(Settings(is_persistent=is_persistent), context(tmp_path))
+    second = create(Settings(survives=survives), context(tmp_path))
     assert isinstance(second, FakeNetwork)
-    assert second.node == (first.node if is_persistent else type(first.node)())
+    assert second.node == (first.node if survives else type(first.node)())
