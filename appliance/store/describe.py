@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 
 from appliance.model import InstanceState, NetworkSpec
 from appliance.store import Transaction, filters, tags
 from appliance.store.filters import Filter
+from appliance.store.instance_filters import FILTERS, LAUNCHED_AT, TOKEN, ZONE
 from appliance.store.schema import (
     addresses,
     block_devices,
@@ -24,19 +25,6 @@ from appliance.store.schema import (
     reservations,
     security_groups,
 )
-
-STATE_CODES: Mapping[str, int] = {
-    InstanceState.PENDING: 0,
-    InstanceState.RUNNING: 16,
-    InstanceState.SHUTTING_DOWN: 32,
-    InstanceState.TERMINATED: 48,
-    InstanceState.STOPPING: 64,
-    InstanceState.STOPPED: 80,
-}
-"""EC2's number for each state."""
-
-TOKEN_OF_SIGNATURE = "signed:"  # noqa: S105 - it names a kind of token
-"""What a client token begins with that was made from a signature, and is nobody's to see."""
 
 
 class PortView(Struct, kw_only=True, gc=False):
@@ -89,116 +77,9 @@ class InstanceView(Struct, kw_only=True, gc=False):
     tags: list[tuple[str, str]]
 
 
-_zone = func.coalesce(instances.c.zone, nodes.c.zone)
-_token = case(
-    (func.coalesce(reservations.c.client_token, "").like(f"{TOKEN_OF_SIGNATURE}%"), ""),
-    else_=func.coalesce(reservations.c.client_token, ""),
-)
 _joined = instances.join(reservations, reservations.c.id == instances.c.reservation_id).outerjoin(
     nodes, nodes.c.id == instances.c.node_id
 )
-
-
-def _of_ports(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    return instances.c.id.in_(select(ports.c.instance_id).where(condition))
-
-
-def _port_text(column: ColumnElement[str]) -> filters.Rule:
-    return lambda tx, values: _of_ports(filters.matches(tx, column, values))
-
-
-def _group_text(column: ColumnElement[str]) -> filters.Rule:
-    return lambda tx, values: instances.c.id.in_(
-        select(ports.c.instance_id)
-        .join(port_groups, port_groups.c.port_id == ports.c.id)
-        .join(security_groups, security_groups.c.id == port_groups.c.group_id)
-        .where(filters.matches(tx, column, values))
-    )
-
-
-def _vpc(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-    inside = select(networks.c.id).where(filters.matches(tx, networks.c.vpc_id, values))
-    return _of_ports(ports.c.network_id.in_(inside))
-
-
-def _address(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-    owning = select(addresses.c.port_id).where(filters.matches(tx, addresses.c.address, values))
-    return _of_ports(ports.c.id.in_(owning))
-
-
-def _private_dns_name(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-    """The name is made of the address: ``ip-10-0-0-5.`` and the network's domain."""
-    hosts = [value.removeprefix("ip-").partition(".")[0] for value in values if value[:3] == "ip-"]
-    return _address(tx, [host.replace("-", ".") for host in hosts])
-
-
-def _state_code(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-    names = [name for name, code in STATE_CODES.items() if str(code) in values]
-    return instances.c.state.in_([str(name) for name in names])
-
-
-def _launch_index(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-    return instances.c.launch_index.in_([int(v) for v in values if v.isdecimal() and len(v) < 10])
-
-
-def _disk_text(column: ColumnElement[str]) -> filters.Rule:
-    return lambda tx, values: instances.c.id.in_(
-        select(block_devices.c.instance_id).where(filters.matches(tx, column, values))
-    )
-
-
-FILTERS: Mapping[str, filters.Rule] = {
-    "affinity": filters.nothing,
-    "architecture": filters.constant("x86_64"),
-    "availability-zone": filters.text(_zone),
-    "block-device-mapping.device-name": _disk_text(block_devices.c.device_name),
-    "block-device-mapping.volume-id": _disk_text(block_devices.c.id),
-    "client-token": filters.text(_token),
-    "dns-name": filters.nothing,
-    "group-id": _group_text(security_groups.c.id),
-    "group-name": _group_text(security_groups.c.name),
-    "host-id": filters.nothing,
-    "hypervisor": filters.constant("xen"),
-    "image-id": filters.text(instances.c.image_id),
-    "instance-id": filters.text(instances.c.id),
-    "instance-lifecycle": filters.nothing,
-    "instance-state-code": _state_code,
-    "instance-state-name": filters.text(instances.c.state),
-    "instance-type": filters.text(instances.c.instance_type),
-    "instance.group-id": _group_text(security_groups.c.id),
-    "instance.group-name": _group_text(security_groups.c.name),
-    "ip-address": filters.nothing,
-    "kernel-id": filters.text(instances.c.kernel_id),
-    "key-name": filters.text(instances.c.key_name),
-    "launch-index": _launch_index,
-    "launch-time": filters.moment(func.coalesce(instances.c.launched_at, instances.c.created_at)),
-    "monitoring-state": filters.constant("disabled"),
-    "network-interface.addresses.private-ip-address": _address,
-    "network-interface.group-id": _group_text(security_groups.c.id),
-    "network-interface.group-name": _group_text(security_groups.c.name),
-    "network-interface.mac-address": _port_text(ports.c.mac),
-    "network-interface.network-interface-id": _port_text(ports.c.id),
-    "network-interface.subnet-id": _port_text(ports.c.network_id),
-    "network-interface.vpc-id": _vpc,
-    "owner-id": filters.text(instances.c.project_id),
-    "placement-group-name": filters.nothing,
-    "platform": filters.nothing,
-    "private-dns-name": _private_dns_name,
-    "private-ip-address": _address,
-    "product-code": filters.nothing,
-    "ramdisk-id": filters.text(instances.c.ramdisk_id),
-    "reason": filters.text(instances.c.transition_reason),
-    "requester-id": filters.nothing,
-    "reservation-id": filters.text(instances.c.reservation_id),
-    "root-device-type": filters.constant("ebs"),
-    "source-dest-check": filters.constant("true"),
-    "spot-instance-request-id": filters.nothing,
-    "state-reason-code": filters.text(instances.c.reason_code),
-    "subnet-id": _port_text(ports.c.network_id),
-    "tenancy": filters.constant("default"),
-    "virtualization-type": filters.constant("hvm"),
-    "vpc-id": _vpc,
-}
 
 
 def list_page(
@@ -272,7 +153,7 @@ def _views(
             instances.c.id,
             instances.c.project_id,
             instances.c.reservation_id,
-            _token,
+            TOKEN,
             instances.c.launch_index,
             instances.c.image_id,
             instances.c.kernel_id,
@@ -280,13 +161,13 @@ def _views(
             images.c.root_device_name,
             instances.c.instance_type,
             instances.c.vcpus,
-            _zone,
+            ZONE,
             instances.c.key_name,
             instances.c.state,
             instances.c.reason_code,
             instances.c.reason_message,
             instances.c.transition_reason,
-            func.coalesce(instances.c.launched_at, instances.c.created_at),
+            LAUNCHED_AT,
             instances.c.attributes,
             instances.c.created_at,
         )

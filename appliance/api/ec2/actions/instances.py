@@ -21,8 +21,9 @@ from appliance.api.ec2.paging import (
 from appliance.api.ec2.protocol.serializer import Constant
 from appliance.model import InstanceState
 from appliance.store import Transaction, describe
-from appliance.store.describe import STATE_CODES, DiskView, InstanceView, PortView
+from appliance.store.describe import DiskView, InstanceView, PortView
 from appliance.store.filters import TAGS
+from appliance.store.instance_filters import FILTERS, STATE_CODES
 
 _STATES = {name: Constant({"Code": code, "Name": str(name)}) for name, code in STATE_CODES.items()}
 _DISABLED = Constant({"State": "disabled"})
@@ -38,7 +39,7 @@ _NAME_OPTIONS = Constant(
 _MAINTENANCE = Constant({"AutoRecovery": "disabled", "RebootMigration": "disabled"})
 
 
-@action(filters=(*describe.FILTERS, *TAGS), page=Page(excludes={"InstanceIds": "instancesSet"}))
+@action(filters=(*FILTERS, *TAGS), page=Page(excludes={"InstanceIds": "instancesSet"}))
 def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return instances by reservation, from the store alone: a silent node hides nothing."""
     ids = check_ids(params.get("InstanceIds", ()), "i", "InvalidInstanceID")

@@ -19,7 +19,7 @@ from appliance.api.ec2.actions.instances import reservations
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids
 from appliance.api.ec2.tagging import tags_of
-from appliance.instance_types import InstanceType
+from appliance.instance_types import Catalog, InstanceType
 from appliance.store import (
     Transaction,
     describe,
@@ -30,8 +30,8 @@ from appliance.store import (
     networks,
     zones,
 )
-from appliance.store.describe import TOKEN_OF_SIGNATURE
 from appliance.store.images import KERNEL, MACHINE, RAMDISK, Image
+from appliance.store.instance_filters import TOKEN_OF_SIGNATURE
 from appliance.store.launches import Launch, RootDisk
 
 MOST_INSTANCES = 1000
@@ -181,7 +181,7 @@ class _Plan:
         self.request_hash = _request_hash(params)
         self.min_count, self.max_count = _counts(params)
         self.image_id = _required_image_id(params)
-        self.instance_type = _instance_type(params)
+        self.instance_type = _instance_type(params, call.parts.types)
         self.user_data_base64 = _user_data(params.get("UserData", ""))
         self.nic = _nic(params)
         self.tags = tags_of(params, _TAGGED)
@@ -197,7 +197,7 @@ class _Plan:
         kernel_id = self._boot_file(tx, "KernelId", KERNEL, image.kernel_id)
         ramdisk_id = self._boot_file(tx, "RamdiskId", RAMDISK, image.ramdisk_id)
         root_disk = _root_disk(params, image, self.instance_type, call.parts.config.images)
-        network_id, vpc_id, zone = self._network(tx)
+        network_id, vpc_id, zone = self._network(tx, root_disk.claimed_gib(image))
         group_ids = self._group_ids(tx, vpc_id)
         key_name, public_key = self._key(tx)
         count = launches.take_quota(
@@ -246,16 +246,11 @@ class _Plan:
         check_image_id(asked, images.ID_PREFIXES[kind])
         return self._image(tx, asked, kind).image_id
 
-    def _network(self, tx: Transaction) -> tuple[str, str, str]:
+    def _network(self, tx: Transaction, disk_gib: int) -> tuple[str, str, str]:
         """Return network, VPC and zone; the zone is empty where any will do."""
         if self.zone and self.zone not in {self._call.parts.zone, *zones.list_all(tx)}:
             raise errors.zone_not_found(self.zone)
-        network_id = self.nic.subnet_id
-        if not network_id:
-            network_id = networks.default_in_zone(tx, self.zone or None) or ""
-        if not network_id and self.zone:
-            shared = networks.default_in_zone(tx, None) or ""
-            network_id = shared if shared and not zones.of_network(tx, shared) else ""
+        network_id = self.nic.subnet_id or self._default_network(tx, disk_gib)
         spec = networks.find(tx, [network_id]).get(network_id)
         if spec is None:
             if self.nic.subnet_id:
@@ -266,9 +261,27 @@ class _Plan:
         zone = zones.of_network(tx, network_id)
         if zone and self.zone and zone != self.zone:
             raise errors.invalid_parameter_value(
-                "AvailabilityZone", self.zone, f"The subnet {network_id} is in {zone}."
+                "availabilityZone",
+                self.zone,
+                f"Subnet '{network_id}' is in the availability zone {zone}",
             )
         return network_id, spec.vpc_id, self.zone or zone
+
+    def _default_network(self, tx: Transaction, disk_gib: int) -> str:
+        """Return the default network of the zone asked for, or of the one with most room."""
+        shared = networks.default_in_zone(tx, "") or ""
+        if self.zone:
+            return networks.default_in_zone(tx, self.zone) or shared
+        usable = networks.defaults_with_addresses(tx)
+        if len(usable) < 2:
+            return next(iter(usable.values()), "") or networks.default_in_zone(tx, None) or ""
+        need = {
+            "vcpus": self.instance_type.vcpus,
+            "memory_mib": self.instance_type.memory_mib,
+            "disk_gib": disk_gib,
+        }
+        room = zones.room(tx, need)
+        return usable[min(usable, key=lambda zone: (-room.get(zone, -1), zone))]
 
     def _group_ids(self, tx: Transaction, vpc_id: str) -> list[str]:
         ids = check_ids(
@@ -332,9 +345,9 @@ def _required_image_id(params: Mapping[str, Any]) -> str:
     return check_image_id(image_id)
 
 
-def _instance_type(params: Mapping[str, Any]) -> InstanceType:
+def _instance_type(params: Mapping[str, Any], types: Catalog) -> InstanceType:
     name = params.get("InstanceType", instance_types.DEFAULT)
-    found = instance_types.CATALOG.get(name)
+    found = types.get(name)
     if found is None:
         raise errors.Ec2Error(
             "InvalidParameterValue", f"Invalid value '{errors.shorten(name)}' for InstanceType."

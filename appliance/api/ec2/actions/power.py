@@ -11,7 +11,7 @@ from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids
 from appliance.model import InstanceState
 from appliance.store import Transaction, launches, wishes
-from appliance.store.describe import STATE_CODES
+from appliance.store.instance_filters import STATE_CODES
 from appliance.store.wishes import Standing
 
 PENDING, RUNNING = InstanceState.PENDING, InstanceState.RUNNING
