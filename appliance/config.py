@@ -58,6 +58,9 @@ class StoreSettings(Section, frozen=True, kw_only=True):
     history_days: Annotated[
         int, _meaning("days after which timelines and decisions are deleted", ge=1)
     ] = 30
+    audit_days: Annotated[
+        int, _meaning("days after which lines of the audit log are deleted", ge=1)
+    ] = 90
     terminated_s: Annotated[
         int, _meaning("seconds for which a terminated instance stays listed", ge=60)
     ] = 3600

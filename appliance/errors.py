@@ -52,10 +52,17 @@ class Conflict(AnynodeError):
 
 
 class Denied(AnynodeError):
-    """The caller is not known, or may not do this."""
+    """The caller is not known, or may not do this.
+
+    :param claimed: who the caller says to be, when that is fit to be written down.
+    """
 
     code = "Denied"
     http_status = 403
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "", claimed: str = "") -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.claimed = claimed
 
 
 class LimitExceeded(AnynodeError):

@@ -45,3 +45,8 @@ def is_allowed(identity: Identity, action: str) -> bool:
     needed = NEEDED.get(action)
     level = _RANK.get(identity.access_level)
     return needed is not None and level is not None and level >= _RANK[needed]
+
+
+def is_change(action: str) -> bool:
+    """Say whether an action changes something: whatever asks for more than reading."""
+    return NEEDED.get(action, READER) != READER

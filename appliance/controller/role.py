@@ -289,7 +289,10 @@ def forget(parts: NodeParts) -> None:
     settings = parts.config.store
     while parts.need_store().transaction(
         lambda tx: history.forget(
-            tx, history_s=settings.history_days * 86400.0, terminated_s=settings.terminated_s
+            tx,
+            history_s=settings.history_days * 86400.0,
+            audit_s=settings.audit_days * 86400.0,
+            terminated_s=settings.terminated_s,
         )
     ):
         continue

@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, select, tuple_
 
 from appliance.model import InstanceState, Phase
-from appliance.store import Transaction
+from appliance.store import Transaction, audit
+from appliance.store.schema import audit as audit_rows
 from appliance.store.schema import (
-    audit,
     decisions,
     handled,
     instances,
@@ -20,21 +20,25 @@ from appliance.store.schema import (
 )
 
 BATCH = 500
+SIGNED_REQUEST_S = 86400.0
+"""Seconds for which signed requests are remembered: far more than one is good for."""
 
 
-def forget(tx: Transaction, *, history_s: float, terminated_s: float) -> bool:
+def forget(tx: Transaction, *, history_s: float, audit_s: float, terminated_s: float) -> bool:
     """Delete one batch of each kind; say whether there may be more.
 
     Terminated instances go after ``terminated_s`` and only when none of their placements is left
-    active. Timelines, decisions, the audit log, dead letters, handled ids and gone placements go
-    after ``history_s``; the newest placement of an instance stays as long as the instance.
+    active. Timelines, decisions, dead letters, handled ids and gone placements go after
+    ``history_s``, the audit log after ``audit_s``; the newest placement of an instance stays as
+    long as the instance.
     """
     old = tx.now - history_s
     counts = [
         _delete(tx, timeline, timeline.c.started_at < old),
         _delete(tx, decisions, decisions.c.made_at < old),
-        _delete(tx, audit, audit.c.at < old),
+        _delete(tx, audit_rows, audit_rows.c.at < tx.now - audit_s),
         _delete(tx, handled, handled.c.handled_at < old),
+        _delete(tx, handled, _is_expired(tx.now)),
         _delete(tx, outbox, outbox.c.dead_at < old),
         _delete(tx, placements, _is_replaced(old)),
         _forget_instances(tx, tx.now - terminated_s),
@@ -46,6 +50,13 @@ def _delete(tx: Transaction, table: Table, is_old: ColumnElement[bool]) -> int:
     key = tuple_(*table.primary_key.columns)
     batch = select(*table.primary_key.columns).where(is_old).limit(BATCH)
     return tx.execute(delete(table).where(key.in_(batch))).rowcount
+
+
+def _is_expired(now: float) -> ColumnElement[bool]:
+    return and_(
+        handled.c.consumer.in_((audit.CARRIED_OUT, audit.REFUSED)),
+        handled.c.handled_at < now - SIGNED_REQUEST_S,
+    )
 
 
 def _is_replaced(old: float) -> ColumnElement[bool]:

@@ -12,23 +12,28 @@ import string
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, Select, delete, insert, select, update
 
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.hookspecs import Credential
 from appliance.model import Identity
 from appliance.seal import Seal
-from appliance.store import Store, Transaction, quotas
-from appliance.store.schema import access_keys, instances, memberships, projects, users
+from appliance.store import Store, Transaction, belongings, quotas
+from appliance.store.schema import access_keys, memberships, projects, users
 from appliance.store.schema import quotas as quota_table
 
 ACCESS_LEVELS = ("admin", "member", "reader")
 """From the one that may do most to the one that may do least."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+_KEY_ID = re.compile(r"[!-+\--.0-~]{1,64}", re.ASCII)
+_LONGEST_SECRET = 256
 _SECRET_CHARACTERS = string.ascii_letters + string.digits + "+/"
+_SECRET_LENGTH = 40
 _PURPOSE = "secret access key"
+_DECOY = "nobody"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +59,14 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class AccessKey:
-    """An access key without its secret."""
+    """An access key without its secret; it works until ``expires_at``, if it has one."""
 
     access_key_id: str
     user_name: str
     project_name: str
     is_enabled: bool
     created_at: float
+    expires_at: float | None
 
 
 def create_project(
@@ -70,7 +76,7 @@ def create_project(
 
     :param ceilings: quota by resource, see ``QuotaSettings``.
     :param project_id: twelve digits, to keep the id of another cloud; drawn when empty.
-    :raises Conflict: the name or the id is taken.
+    :raises Conflict: the name or the id is taken, or a deleted project of that id left something.
     """
     _check_name("project", name)
     if project_id and not re.fullmatch(r"\d{12}", project_id, re.ASCII):
@@ -79,6 +85,7 @@ def create_project(
     taken = select(projects.c.id).where((projects.c.name == name) | (projects.c.id == wanted))
     if tx.execute(taken).first():
         raise Conflict(f"There is a project {name!r}, or one with the id {wanted}.")
+    belongings.check_is_free(tx, wanted)
     tx.execute(insert(projects).values(id=wanted, name=name, created_at=tx.now))
     quotas.create(tx, wanted, ceilings)
     return Project(project_id=wanted, name=name, is_enabled=True, created_at=tx.now)
@@ -121,19 +128,13 @@ def enable_project(tx: Transaction, name_or_id: str, *, is_enabled: bool) -> Non
 
 
 def delete_project(tx: Transaction, name_or_id: str) -> None:
-    """Delete a project with its keys and memberships.
+    """Delete a project with its access keys, memberships, key pairs and security groups.
 
     :raises NotFound: there is no such project.
-    :raises Conflict: it has instances that are not terminated.
+    :raises Conflict: it has instances that are not terminated, or images.
     """
     project = find_project(tx, name_or_id)
-    living = select(instances.c.id).where(
-        instances.c.project_id == project.project_id, instances.c.state != "terminated"
-    )
-    if tx.execute(living.limit(1)).first():
-        raise Conflict(
-            f"Project {project.name!r} has instances.", hint="Terminate them, or disable it."
-        )
+    belongings.delete_all(tx, project.project_id, project.name)
     for table in (access_keys, memberships, quota_table):
         tx.execute(delete(table).where(table.c.project_id == project.project_id))
     tx.execute(delete(projects).where(projects.c.id == project.project_id))
@@ -249,9 +250,16 @@ def create_access_key(tx: Transaction, seal: Seal, user: str, project: str) -> t
     user_id = find_user(tx, user).user_id
     project_id = find_project(tx, project).project_id
     if not tx.execute(select(memberships).where(*_is_member(user_id, project_id))).first():
-        raise Conflict(f"User {user!r} is no member of project {project!r}.")
+        raise Conflict(
+            f"User {user!r} is no member of project {project!r}.",
+            hint=f"`anynode project add-user {project} {user}` makes it one.",
+        )
+    return _new_key(tx, seal, user_id, project_id)
+
+
+def _new_key(tx: Transaction, seal: Seal, user_id: str, project_id: str) -> tuple[str, str]:
     access_key_id = "AKIA" + _token(tx)
-    secret = "".join(secrets.choice(_SECRET_CHARACTERS) for _ in range(40))
+    secret = "".join(secrets.choice(_SECRET_CHARACTERS) for _ in range(_SECRET_LENGTH))
     tx.execute(
         insert(access_keys).values(
             id=access_key_id,
@@ -262,6 +270,35 @@ def create_access_key(tx: Transaction, seal: Seal, user: str, project: str) -> t
         )
     )
     return access_key_id, secret
+
+
+def adopt_access_key(
+    tx: Transaction, seal: Seal, user: str, project: str, access_key_id: str, secret: str
+) -> None:
+    """Let an access key that was made elsewhere work here. Safe to repeat, with another secret too.
+
+    :raises NotFound: there is no such user or project.
+    :raises InputError: no client could sign with it.
+    """
+    if not _KEY_ID.fullmatch(access_key_id) or not 0 < len(secret) <= _LONGEST_SECRET:
+        raise InputError(
+            f"{access_key_id[:64]!r} cannot be used as an access key.",
+            hint="The id is up to 64 printable characters without a slash or blank, the secret "
+            f"up to {_LONGEST_SECRET}.",
+        )
+    owner = {
+        "user_id": find_user(tx, user).user_id,
+        "project_id": find_project(tx, project).project_id,
+    }
+    tx.execute(delete(access_keys).where(access_keys.c.id == access_key_id))
+    tx.execute(
+        insert(access_keys).values(
+            id=access_key_id,
+            secret_sealed=seal.close(secret.encode(), f"{_PURPOSE}:{access_key_id}"),
+            created_at=tx.now,
+            **owner,
+        )
+    )
 
 
 def list_access_keys(tx: Transaction) -> list[AccessKey]:
@@ -279,18 +316,50 @@ def list_access_keys(tx: Transaction) -> list[AccessKey]:
             project_name=row.project_name,
             is_enabled=row.is_enabled,
             created_at=row.created_at,
+            expires_at=row.expires_at,
         )
         for row in tx.execute(query)
     ]
 
 
+def rotate_access_key(
+    tx: Transaction, seal: Seal, access_key_id: str, *, grace_s: float = 0.0
+) -> tuple[str, str]:
+    """Make a key that takes another's place; return its id and its secret, as when it is made.
+
+    :param grace_s: seconds for which the old key still works; without, it is disabled at once.
+    :raises NotFound: there is no such key.
+    :raises Conflict: it does not work, or was rotated before and is on its way out.
+    """
+    owner = tx.execute(
+        select(access_keys.c.user_id, access_keys.c.project_id).where(
+            access_keys.c.id == access_key_id
+        )
+    ).first()
+    if owner is None:
+        raise NotFound(f"There is no access key {access_key_id!r}.")
+    end = {"expires_at": tx.now + grace_s} if grace_s else {"is_enabled": False}
+    statement = update(access_keys).where(
+        access_keys.c.id == access_key_id,
+        access_keys.c.is_enabled.is_(True),
+        access_keys.c.expires_at.is_(None),
+    )
+    if tx.execute(statement.values(**end)).rowcount != 1:
+        raise Conflict(
+            f"Could not rotate access key {access_key_id}: it is disabled, or was rotated before.",
+            hint="`anynode key create USER PROJECT` makes another.",
+        )
+    return _new_key(tx, seal, owner.user_id, owner.project_id)
+
+
 def enable_access_key(tx: Transaction, access_key_id: str, *, is_enabled: bool) -> None:
-    """Let an access key work, or not.
+    """Let an access key work, until further notice, or not.
 
     :raises NotFound: there is no such key.
     """
     statement = update(access_keys).where(access_keys.c.id == access_key_id)
-    if tx.execute(statement.values(is_enabled=is_enabled)).rowcount != 1:
+    values = {"is_enabled": True, "expires_at": None} if is_enabled else {"is_enabled": False}
+    if tx.execute(statement.values(**values)).rowcount != 1:
         raise NotFound(f"There is no access key {access_key_id!r}.")
 
 
@@ -307,16 +376,29 @@ class StoreCredentials:
     """Access keys as authentication plugins see them.
 
     Each look-up asks the store, so that a key is dead in the moment in which it, its user, its
-    project or the membership is disabled or deleted.
+    project or the membership is disabled or deleted. One that finds nothing does the same work.
     """
 
     def __init__(self, store: Store, seal: Seal) -> None:
         self._store = store
         self._seal = seal
+        self._decoy = seal.close(b"0" * _SECRET_LENGTH, f"{_PURPOSE}:{_DECOY}")
 
     def find(self, access_key_id: str) -> Credential | None:
         """Return the usable access key of that id; ``None`` when it cannot be used."""
-        return self._store.read(lambda tx: _credential(tx, self._seal, access_key_id))
+        row = self._store.read(lambda tx: tx.execute(_usable(tx, access_key_id)).first())
+        if row is None:
+            open_secret(self._seal, _DECOY, self._decoy)
+            return None
+        identity = Identity(
+            user_id=row.user_id,
+            user_name=row.name,
+            project_id=row.project_id,
+            access_level=row.access_level,
+            access_key_id=access_key_id,
+        )
+        secret = open_secret(self._seal, access_key_id, row.secret_sealed)
+        return Credential(access_key_id=access_key_id, secret=secret, identity=identity)
 
 
 def open_secret(seal: Seal, access_key_id: str, sealed: bytes) -> str:
@@ -327,8 +409,8 @@ def open_secret(seal: Seal, access_key_id: str, sealed: bytes) -> str:
     return seal.open(sealed, f"{_PURPOSE}:{access_key_id}").decode()
 
 
-def _credential(tx: Transaction, seal: Seal, access_key_id: str) -> Credential | None:
-    query = (
+def _usable(tx: Transaction, access_key_id: str) -> Select[Any]:
+    return (
         select(
             access_keys.c.user_id,
             access_keys.c.project_id,
@@ -346,22 +428,11 @@ def _credential(tx: Transaction, seal: Seal, access_key_id: str) -> Credential |
         .where(
             access_keys.c.id == access_key_id,
             access_keys.c.is_enabled.is_(True),
+            access_keys.c.expires_at.is_(None) | (access_keys.c.expires_at > tx.now),
             users.c.is_enabled.is_(True),
             projects.c.is_enabled.is_(True),
         )
     )
-    row = tx.execute(query).first()
-    if row is None:
-        return None
-    secret = open_secret(seal, access_key_id, row.secret_sealed)
-    identity = Identity(
-        user_id=row.user_id,
-        user_name=row.name,
-        project_id=row.project_id,
-        access_level=row.access_level,
-        access_key_id=access_key_id,
-    )
-    return Credential(access_key_id=access_key_id, secret=secret, identity=identity)
 
 
 def _check_name(kind: str, name: str) -> None:

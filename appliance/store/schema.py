@@ -117,6 +117,7 @@ access_keys = Table(
     Column("secret_sealed", LargeBinary, nullable=False),
     Column("is_enabled", Boolean, nullable=False, default=True),
     _time("created_at", nullable=False),
+    _time("expires_at"),
 )
 
 quotas = Table(
@@ -164,6 +165,15 @@ images = Table(
     _time("created_at", nullable=False),
     _time("deleted_at"),
     Index(None, "project_id", "created_at"),
+)
+
+image_shares = Table(
+    "image_shares",
+    metadata,
+    Column("image_id", ForeignKey("images.id"), primary_key=True),
+    # No foreign key: whether an account exists is not for the owner of an image to learn.
+    _id("project_id", primary_key=True, index=True),
+    _time("created_at", nullable=False),
 )
 
 image_locations = Table(
@@ -429,6 +439,8 @@ audit = Table(
     Column("id", _Counter, primary_key=True, autoincrement=True),
     _time("at", nullable=False, index=True),
     Column("actor", String(255), nullable=False),
+    _id("user_id", nullable=False, default=""),
+    Column("access_key_id", String(128), nullable=False, default=""),
     _id("project_id", nullable=False),
     Column("action", String(64), nullable=False),
     Column("subject", Text, nullable=False, default=""),

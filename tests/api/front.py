@@ -26,7 +26,7 @@ from appliance.model import ConsoleOutput
 from appliance.node import NodeParts
 from appliance.plugin_loader import PluginLoader
 from appliance.role import Role
-from appliance.store import Store, identity, images, instances, migrations, quotas, schema
+from appliance.store import Store, audit, identity, images, instances, migrations, quotas, schema
 from appliance.store import setup as store_setup
 from appliance.store.images import Image, NewImage
 from appliance.store.nodes import Node
@@ -256,11 +256,17 @@ class Front:
         )
 
     def snapshot(self) -> dict[str, list[Any]]:
-        """Return everything that is stored, to show that nothing has changed."""
-        return {
+        """Return everything that is stored, to show that nothing has changed.
+
+        That something was refused is written down, and is left out here.
+        """
+        found = {
             name: sorted(map(tuple, self.rows(table)), key=repr)
             for name, table in schema.metadata.tables.items()
+            if table is not schema.audit
         }
+        found["handled"] = [row for row in found["handled"] if row[0] != audit.REFUSED]
+        return found
 
     def close(self) -> None:
         """End the server and the store."""

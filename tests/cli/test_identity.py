@@ -62,7 +62,14 @@ def test_json_has_stable_names(shell: Shell) -> None:
     assert user["memberships"] == {"demo": "admin"}
     assert set(project) == {"project_id", "name", "is_enabled", "created_at", "members"}
     assert project["members"] == {"admin": "admin"}
-    assert set(key) == {"access_key_id", "user_name", "project_name", "is_enabled", "created_at"}
+    assert set(key) == {
+        "access_key_id",
+        "user_name",
+        "project_name",
+        "is_enabled",
+        "created_at",
+        "expires_at",
+    }
 
 
 def test_secret_is_printed_once_and_is_usable(shell: Shell) -> None:

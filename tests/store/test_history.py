@@ -15,7 +15,7 @@ DAY_S = 86400.0
 
 def forget(site: Site) -> bool:
     return site.store.transaction(
-        lambda tx: history.forget(tx, history_s=30 * DAY_S, terminated_s=3600.0)
+        lambda tx: history.forget(tx, history_s=30 * DAY_S, audit_s=90 * DAY_S, terminated_s=3600.0)
     )
 
 

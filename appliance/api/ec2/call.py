@@ -57,28 +57,58 @@ class Call:
         then by ``when_repeated`` where it is given.
 
         :param subject: what is changed, for the audit log.
-        :raises Ec2Error: the signed request was carried out before; nothing is changed.
+        :raises Ec2Error: the signed request was answered before; nothing is changed.
         """
 
         def audited(tx: Transaction) -> T:
             is_repeat = self._is_repeat(tx)
             answer = when_repeated(tx) if is_repeat and when_repeated else work(tx)
-            deed = audit.Deed(
-                actor=self.identity.user_name,
-                project_id=self.project_id,
-                action=self.action,
-                subject=subject if isinstance(subject, str) else subject(answer),
-                request_id=self.request_id,
-                source=self.source,
+            audit.record(
+                tx,
+                deed_of(
+                    self.identity,
+                    action=self.action,
+                    subject=subject if isinstance(subject, str) else subject(answer),
+                    request_id=self.request_id,
+                    source=self.source,
+                ),
             )
-            audit.record(tx, deed)
             return answer
 
         return self.store.transaction(audited)
 
     def _is_repeat(self, tx: Transaction) -> bool:
+        """Say whether the same signed request took effect a moment ago; it does so now if not."""
         digest = self.identity.request_digest
-        seen_at = audit.first_seen(tx, digest) if digest else None
-        if seen_at is not None and tx.now - seen_at > REPEATABLE_S:
-            raise errors.request_expired("It was carried out before; sign it anew to repeat it.")
-        return seen_at is not None
+        if not digest:
+            return False
+        fate, settled_at = audit.fate_of(tx, digest) or ("", tx.now)
+        # The clock of another node may be ahead: a request that it settled is no newer for that.
+        if abs(tx.now - settled_at) > REPEATABLE_S:
+            raise errors.request_expired("It was answered before; sign it anew to repeat it.")
+        if fate != audit.CARRIED_OUT:
+            audit.settle_fate(tx, digest, audit.CARRIED_OUT)
+        return fate == audit.CARRIED_OUT
+
+
+def deed_of(
+    identity: Identity,
+    *,
+    action: str,
+    subject: str,
+    request_id: str,
+    source: str,
+    result: str = audit.OK,
+) -> audit.Deed:
+    """Return a caller's deed for the audit log."""
+    return audit.Deed(
+        actor=identity.user_name,
+        user_id=identity.user_id,
+        access_key_id=identity.access_key_id,
+        project_id=identity.project_id,
+        action=action,
+        subject=subject,
+        request_id=request_id,
+        source=source,
+        result=result,
+    )

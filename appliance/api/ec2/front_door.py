@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from appliance.api import policy
 from appliance.api.ec2 import errors
@@ -15,7 +16,8 @@ from appliance.api.ec2.protocol import serializer, sts
 from appliance.api.ec2.protocol.form import decode_form
 from appliance.api.ec2.protocol.model import load_model
 from appliance.api.ec2.protocol.parser import RequestParser
-from appliance.errors import AnynodeError, cause_chain
+from appliance.api.ec2.refusals import Refusals
+from appliance.errors import AnynodeError, Denied, cause_chain
 from appliance.hooks import Auth
 from appliance.model import HttpRequest, Identity
 from appliance.node import NodeParts
@@ -39,10 +41,16 @@ class Reply:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """How far a request has come, for its line in the log and the form of its error."""
+    """How far a request has come, for its line in the log and the form of its error.
+
+    ``action`` is empty as long as no action of ours is asked for.
+    """
 
     request_id: str
+    source: str
     action: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    is_dry_run: bool = False
     identity: Identity | None = None
     causes: Sequence[str] = field(default_factory=tuple)
 
@@ -53,6 +61,7 @@ class FrontDoor:
     def __init__(self, parts: NodeParts, auth: Auth) -> None:
         self._parts = parts
         self._auth = auth
+        self._refusals = Refusals(parts)
         model = load_model(ACTIONS)
         self._parser = RequestParser(model)
         self._serializer = serializer.ReplySerializer(model)
@@ -61,7 +70,7 @@ class FrontDoor:
         """Carry out a request; whatever goes wrong becomes EC2's error document."""
         clock = self._parts.world.clock
         started = clock.monotonic()
-        progress = _Progress(request_id=self._parts.world.ids.uuid())
+        progress = _Progress(request_id=self._parts.world.ids.uuid(), source=request.source)
         try:
             reply = self._carry_out(request, progress, started)
         except AnynodeError as error:
@@ -76,7 +85,7 @@ class FrontDoor:
             (clock.monotonic() - started) * 1000,
             progress.identity.project_id if progress.identity else "-",
             progress.identity.user_name if progress.identity else "-",
-            request.source,
+            progress.source,
             progress.request_id,
             "".join(f" <- {_one_line(cause)}" for cause in progress.causes),
         )
@@ -84,23 +93,22 @@ class FrontDoor:
 
     def refuse(self, error: errors.Ec2Error, source: str) -> Reply:
         """Answer a request that never got as far as having a meaning."""
-        progress = _Progress(request_id=self._parts.world.ids.uuid())
+        progress = _Progress(request_id=self._parts.world.ids.uuid(), source=source)
         reply = self._refuse(error, progress)
         log.info("refused %s: %s request=%s", source, error.exact_code, progress.request_id)
         return reply
 
     def _carry_out(self, request: HttpRequest, progress: _Progress, started: float) -> Reply:
         now = self._parts.world.clock.now()
-        identity = progress.identity = self._auth.authenticate(request, now)
-        if identity is None:
-            raise errors.missing_authentication()
+        identity = progress.identity = self._recognise(request, progress, now)
         pairs = decode_form(request.target.partition("?")[2].encode("latin-1"))
         pairs += decode_form(request.body)
         if ("Action", CALLER_IDENTITY) in pairs:
             return self._who_am_i(identity, progress)
+        progress.action = _known_action(pairs)
         asked = self._parser.parse(pairs)
-        progress.action = asked.action
-        self._admit(identity, asked)
+        progress.params = asked.params
+        self._admit(identity, asked, progress)
         call = Call(
             action=asked.action,
             identity=identity,
@@ -117,10 +125,29 @@ class FrontDoor:
         )
         return Reply(status=200, body=body, request_id=progress.request_id)
 
-    def _admit(self, identity: Identity, asked: protocol_parser.Call) -> None:
+    def _recognise(self, request: HttpRequest, progress: _Progress, now: float) -> Identity:
+        claimed = ""
+        try:
+            identity = self._auth.authenticate(request, now)
+            if identity is not None:
+                return identity
+            denial: AnynodeError = errors.missing_authentication()
+        except Denied as error:
+            denial, claimed = error, error.claimed
+        self._refusals.stranger(
+            claimed=claimed,
+            code=denial.exact_code,
+            request_id=progress.request_id,
+            source=progress.source,
+            now=now,
+        )
+        raise denial
+
+    def _admit(self, identity: Identity, asked: protocol_parser.Call, progress: _Progress) -> None:
+        progress.is_dry_run = asked.params.pop("DryRun", False)
         if not policy.is_allowed(identity, asked.action):
             raise errors.unauthorized_operation()
-        if asked.params.pop("DryRun", False):
+        if progress.is_dry_run:
             raise errors.dry_run_operation()
 
     def _who_am_i(self, identity: Identity, progress: _Progress) -> Reply:
@@ -142,6 +169,7 @@ class FrontDoor:
         else:
             # What the client is not told is for the operator to read.
             progress.causes = (told.exact_code, *cause_chain(error))
+        self._write_down(told, progress)
         if progress.action == CALLER_IDENTITY:
             body = sts.serialize_error(
                 told.exact_code,
@@ -154,6 +182,27 @@ class FrontDoor:
                 told.exact_code, str(told), request_id=progress.request_id
             )
         return Reply(status=told.http_status, body=body, request_id=progress.request_id)
+
+    def _write_down(self, told: errors.Ec2Error, progress: _Progress) -> None:
+        if progress.identity is None or not policy.is_change(progress.action):
+            return
+        if told.exact_code == "Unavailable":
+            return  # the store does not answer, and would not for this either
+        self._refusals.call(
+            progress.identity,
+            action=progress.action,
+            params=progress.params,
+            code=told.exact_code,
+            request_id=progress.request_id,
+            source=progress.source,
+            is_good_once=not progress.is_dry_run,
+        )
+
+
+def _known_action(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the action that a request asks for; empty when it is none of ours."""
+    asked = [value for name, value in pairs if name == "Action"]
+    return asked[-1] if asked and asked[-1] in ACTIONS else ""
 
 
 def _one_line(text: str) -> str:

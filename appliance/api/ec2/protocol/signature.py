@@ -135,12 +135,20 @@ def _claim(
     if "authorization" in headers:
         if in_query:
             raise errors.incomplete_signature("It is signed both in a header and in the query.")
+        if b"X-Amz-Date" in query:
+            raise _dated_twice()
         return _claim_of_header(headers)
     if in_query:
+        if "x-amz-date" in headers:
+            raise _dated_twice()
         return _claim_of_query(pairs)
     if any(name in query for name in _VERSION_2) or _has_version_2_body(request.body):
         raise errors.unsupported_signature_version()
     raise errors.missing_authentication()
+
+
+def _dated_twice() -> errors.Ec2Error:
+    return errors.incomplete_signature("It is dated both in a header and in the query.")
 
 
 def _has_version_2_body(body: bytes) -> bool:

@@ -41,6 +41,8 @@ def upgrade() -> None:
         ),
         sa.Column("at", sa.Float(precision=53), nullable=False),
         sa.Column("actor", sa.String(length=255), nullable=False),
+        sa.Column("user_id", sa.String(length=64), nullable=False),
+        sa.Column("access_key_id", sa.String(length=128), nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
         sa.Column("action", sa.String(length=64), nullable=False),
         sa.Column("subject", sa.Text(), nullable=False),
@@ -337,6 +339,7 @@ def upgrade() -> None:
         sa.Column("secret_sealed", sa.LargeBinary(), nullable=False),
         sa.Column("is_enabled", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.Float(precision=53), nullable=False),
+        sa.Column("expires_at", sa.Float(precision=53), nullable=True),
         sa.ForeignKeyConstraint(
             ["project_id"], ["projects.id"], name=op.f("fk_access_keys_project_id")
         ),
@@ -346,6 +349,19 @@ def upgrade() -> None:
     with op.batch_alter_table("access_keys", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_access_keys_project_id"), ["project_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_access_keys_user_id"), ["user_id"], unique=False)
+
+    op.create_table(
+        "image_shares",
+        sa.Column("image_id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.Float(precision=53), nullable=False),
+        sa.ForeignKeyConstraint(["image_id"], ["images.id"], name=op.f("fk_image_shares_image_id")),
+        sa.PrimaryKeyConstraint("image_id", "project_id", name=op.f("pk_image_shares")),
+    )
+    with op.batch_alter_table("image_shares", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_image_shares_project_id"), ["project_id"], unique=False
+        )
 
     op.create_table(
         "instances",
@@ -568,6 +584,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_instances_node_id"))
 
     op.drop_table("instances")
+    with op.batch_alter_table("image_shares", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_image_shares_project_id"))
+
+    op.drop_table("image_shares")
     with op.batch_alter_table("access_keys", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_access_keys_user_id"))
         batch_op.drop_index(batch_op.f("ix_access_keys_project_id"))
