@@ -89,6 +89,9 @@ class ApiSettings(Section, frozen=True, kw_only=True):
     account_id: Annotated[
         str, _meaning("account number in ARNs and owner ids", pattern=r"^\d{12}$")
     ] = "000000000000"
+    instance_types: Annotated[
+        str, _meaning("TOML file of instance types; empty: the built-in ones")
+    ] = ""
 
 
 class SchedulerSettings(Section, frozen=True, kw_only=True):
@@ -116,12 +119,22 @@ class ControllerSettings(Section, frozen=True, kw_only=True):
 
 
 class NetworkSettings(Section, frozen=True, kw_only=True):
-    """The default network, made when the store is new."""
+    """The default networks, each made when the first node of its zone starts."""
 
     type: Annotated[str, _meaning("network plugin of the default network")] = "flatdhcp"
-    cidr: Annotated[str, _meaning("IPv4 range of the default network")] = "10.64.0.0/24"
+    cidr: Annotated[
+        str, _meaning("IPv4 range of the first zone's default network; others get one as large")
+    ] = "10.64.0.0/24"
+    vpc_cidr: Annotated[
+        str, _meaning("IPv4 range of the default VPC; empty: the /16 around network.cidr")
+    ] = ""
     bridge: Annotated[
-        str, _meaning("bridge of the default network", max_length=15, pattern=r"^[a-z0-9]+$")
+        str,
+        _meaning(
+            "bridge of the first zone's default network; others count up",
+            max_length=15,
+            pattern=r"^[a-z0-9]+$",
+        ),
     ] = "anbr0"
     dns: Annotated[
         tuple[str, ...], _meaning("name servers for instances; none: those of the node")
@@ -175,7 +188,7 @@ class ImageSettings(Section, frozen=True, kw_only=True):
     group: Annotated[
         str, _meaning("group of the QEMU user, which reads images; empty: that of the node")
     ] = "kvm"
-
+    folder: Annotated[str, _meaning("folder of the images; empty: in the state folder")] = ""
     cache_mib: Annotated[int, _meaning("MiB of images fetched from others to keep", ge=0)] = 20480
     largest_gib: Annotated[int, _meaning("GiB of virtual size that an image may have", ge=1)] = 2048
 
@@ -229,7 +242,7 @@ class Config(Section, frozen=True, kw_only=True):
     @property
     def images_dir(self) -> Path:
         """The folder of the image store."""
-        return self.state_dir / "images"
+        return Path(self.images.folder) if self.images.folder else self.state_dir / "images"
 
     @property
     def store_url(self) -> str:

@@ -7,13 +7,9 @@ shows what there is, and one that was interrupted is simply run again.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
-import shlex
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +25,7 @@ from appliance.ec2_client import (
     endpoint_of,
     read_env_file,
 )
+from appliance.env_file import path_line, write_whole
 from appliance.errors import CommandFailed, ConfigError, NotFound, Unavailable
 from appliance.image_import import Wanted, import_image
 from appliance.images.store import Progress, ignore_progress
@@ -98,7 +95,7 @@ def write_config(files: Files) -> bool:
     if files.config.exists():
         return False
     files.folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(files.config, config_text(files), mode=0o644)
+    write_whole(files.config, config_text(files), mode=0o644)
     return True
 
 
@@ -232,32 +229,9 @@ def _is_usable(store: Store, keys: seal.Seal, credentials: Ec2Credentials) -> bo
 
 
 def _write_env(files: Files, credentials: Ec2Credentials, image_id: str) -> None:
-    text = credentials.env_lines({"ANYNODE_IMAGE": image_id}) + _path_line()
+    text = credentials.env_lines({"ANYNODE_IMAGE": image_id}) + path_line()
     if not files.env.exists() or files.env.read_text(encoding="utf-8") != text:
-        _write_whole(files.env, text, mode=0o600)
-
-
-def _path_line() -> str:
-    """Return the line of the env file that lets the shell find ``aws`` and ``anynode``, last."""
-    programs = shlex.quote(str(Path(sys.executable).parent))
-    return f'case ":$PATH:" in *:{programs}:*) ;; *) export PATH="$PATH:"{programs} ;; esac\n'
-
-
-def _write_whole(path: Path, text: str, *, mode: int) -> None:
-    """Write a file so that it is there as a whole or not at all; it is sudo's user's."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), mode)
-            owner, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-            if os.geteuid() == 0 and owner.isdecimal() and group.isdecimal():
-                os.fchown(file.fileno(), int(owner), int(group))
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        write_whole(files.env, text, mode=0o600)
 
 
 def ensure_rules(client: Ec2Client) -> None:
@@ -309,7 +283,7 @@ def _public_key(path: Path) -> str:
             serialization.PrivateFormat.OpenSSH,
             serialization.NoEncryption(),
         )
-        _write_whole(path, text.decode(), mode=0o600)
+        write_whole(path, text.decode(), mode=0o600)
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""The process that runs roles: what they are given, how they start, and how they end."""
+"""The process that runs roles: what they are given, how they start, and how they end.
+
+A process has one node, or several on one store and bus: a sandbox pretends to be many machines.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +20,8 @@ from appliance.config import Config
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hooks import Observers, RoleMaker
 from appliance.hookspecs import Credentials
+from appliance.instance_types import CATALOG, Catalog
+from appliance.instance_types import load as load_types
 from appliance.lanes import Lanes
 from appliance.plugin_loader import PluginLoader, loader_of
 from appliance.role import Periodic, Role
@@ -50,6 +55,7 @@ class NodeParts:
     work: Lanes
     node_id: str
     boot_id: str
+    types: Catalog = field(default_factory=lambda: CATALOG)
 
     @property
     def node_name(self) -> str:
@@ -93,6 +99,8 @@ class NodeParts:
 class Node:
     """A node with its roles, from ``start`` to ``stop``.
 
+    :param beside: the node of this process whose store and bus this one shares. It starts and
+        stops with that one, and takes on only roles that do not reach the store.
     :raises ConfigError: another process runs on the same folders, or a setting is wrong.
     """
 
@@ -101,16 +109,21 @@ class Node:
         config: Config,
         world: World | None = None,
         credentials: Callable[[Store], Credentials] | None = None,
+        *,
+        beside: Node | None = None,
     ) -> None:
         self.config = config
         self.world = world or World()
+        if beside:
+            _check_roles(config)
+        types = config.api.instance_types
+        self._types = load_types(Path(types) if types else None)
         _make_folder(config.state_dir)
         _make_folder(config.run_dir)
         self._lock = _lock(config.run_dir / "node.lock")
         self.node_id = _remembered(config.state_dir / "node_id", self.world)
         self.boot_id = _remembered(config.run_dir / "boot_id", self.world)
-        self.store = Store(config.store_url, self.world)
-        migrations.upgrade(self.store)
+        self.store = beside.store if beside else _open_store(config, self.world)
         self.store.transaction(lambda tx: store_setup.prepare(tx, config))
         row = NodeRow(
             node_id=self.node_id,
@@ -119,37 +132,48 @@ class Node:
             roles=config.node.roles,
         )
         self.store.transaction(lambda tx: store_setup.join(tx, row))
-        self.bus = _make_bus(config, self.store, self.world)
+        self.bus = beside.bus if beside else _make_bus(config, self.store, self.world)
         self.plugins = loader_of(config, credentials(self.store) if credentials else None)
         self.work = Lanes("work", WORK_THREADS)
         self.observers = Observers(self.plugins.create_all("appliance.observer", config.observers))
         self.roles: dict[str, Role] = {}
         self._stopping = threading.Event()
         self._timers: list[threading.Thread] = []
+        self._nodes: list[Node] = [self]
+        if beside:
+            beside._nodes.append(self)
 
     def start(self) -> None:
-        """Start all roles of the settings, the front door last.
+        """Start all roles of the settings and of the nodes beside this one, the front door last.
 
         :raises AnynodeError: a role could not start; what had started is stopped again.
         """
         order = {name: place for place, name in enumerate(START_ORDER)}
-        names = sorted(self.config.node.roles, key=lambda name: order.get(name, len(order)))
+        all_roles = sorted(
+            ((node, name) for node in self._nodes for name in node.config.node.roles),
+            key=lambda pair: order.get(pair[1], len(order)),
+        )
         try:
-            for name in names:
-                role = self._make_role(name)
-                self.roles[name] = role
-                self.bus.serve(role)
-            for name in names:
+            for node, name in all_roles:
+                node.roles[name] = node._make_role(name)
+                self.bus.serve(node.roles[name])
+            for node, name in all_roles:
                 log.info("starting role %s", name)
-                self.roles[name].start()
+                node.roles[name].start()
             self.bus.start()
         except BaseException:
             self.stop()
             raise
-        for role in self.roles.values():
-            for periodic in role.periodic:
-                self._repeat(periodic)
-        log.info("node %s is up with %s", self.config.node_name, ", ".join(names))
+        for node in self._nodes:
+            for role in node.roles.values():
+                for periodic in role.periodic:
+                    node._repeat(periodic)
+            log.info("node %s is up with %s", node.config.node_name, ", ".join(node.roles))
+
+    @property
+    def port(self) -> int:
+        """The TCP port of the API once it has started; 0 without one."""
+        return self.roles["api"].port() if "api" in self.roles else 0
 
     def _make_role(self, name: str) -> Role:
         parts = NodeParts(
@@ -162,6 +186,7 @@ class Node:
             work=self.work,
             node_id=self.node_id,
             boot_id=self.boot_id,
+            types=self._types,
         )
         return RoleMaker(name, self.plugins.create(RoleMaker.group, name)).create(parts)
 
@@ -186,24 +211,45 @@ class Node:
             log.exception("role %s did not stop cleanly", role.name)
 
     def stop(self, deadline_s: float = 30.0) -> None:
-        """Stop the roles; instances go on running. Safe to repeat.
+        """Stop the roles, those of the nodes beside too; instances go on. Safe to repeat.
 
         The front door first, then the work on instances while others still answer it, then the
         messages, and only then what the handlers of messages write to.
         """
-        self._stopping.set()
-        for thread in self._timers:
-            thread.join(deadline_s)
+        for node in self._nodes:
+            node._stopping.set()
+        for node in self._nodes:
+            for thread in node._timers:
+                thread.join(deadline_s)
         if "api" in self.roles:
             self._stop_role(self.roles["api"])
-        self.work.stop(deadline_s)
+        for node in self._nodes:
+            node.work.stop(deadline_s)
         self.bus.stop(deadline_s)
-        for name in reversed([name for name in self.roles if name != "api"]):
-            self._stop_role(self.roles[name])
-        self.roles.clear()
+        for node in self._nodes:
+            for name in reversed([name for name in node.roles if name != "api"]):
+                self._stop_role(node.roles[name])
+            node.roles.clear()
         self.store.close()
-        if not self._lock.closed:
-            self._lock.close()
+        for node in self._nodes:
+            if not node._lock.closed:
+                node._lock.close()
+
+
+def _check_roles(config: Config) -> None:
+    """Refuse roles that reach the store: the bus has one of each.
+
+    :raises ConfigError: there are some.
+    """
+    wrong = STORE_ROLES.intersection(config.node.roles)
+    if wrong:
+        raise ConfigError(f"A further node of a process cannot be {', '.join(sorted(wrong))}.")
+
+
+def _open_store(config: Config, world: World) -> Store:
+    store = Store(config.store_url, world)
+    migrations.upgrade(store)
+    return store
 
 
 def _make_bus(config: Config, store: Store, world: World) -> LocalBus:

@@ -31,7 +31,8 @@ class Role:
     """A role as a node runs it.
 
     ``topic`` is where its casts and calls arrive. ``start`` runs before the first message and may
-    take long; ``stop`` ends what ``start`` began. Both are safe to repeat.
+    take long; ``stop`` ends what ``start`` began. Both are safe to repeat. ``port`` tells the TCP
+    port that it listens on from then on, 0 for none.
     """
 
     name: str
@@ -42,3 +43,4 @@ class Role:
     periodic: tuple[Periodic, ...] = ()
     start: Callable[[], None] = lambda: None
     stop: Callable[[], None] = lambda: None
+    port: Callable[[], int] = lambda: 0

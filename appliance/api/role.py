@@ -41,7 +41,9 @@ class ApiRole:
             server.open()
             log.info("EC2 is on http://%s:%d", parts.config.api.address, server.port)
 
-        return Role(name="api", topic="api", start=start, stop=server.close)
+        return Role(
+            name="api", topic="api", start=start, stop=server.close, port=lambda: server.port
+        )
 
 
 def make_server(parts: NodeParts) -> Server:

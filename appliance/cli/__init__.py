@@ -26,6 +26,7 @@ from appliance.cli import (
     plugins,
     project,
     run,
+    sandbox,
     status,
     trace,
     user,
@@ -131,6 +132,7 @@ for _command in (
     messages.messages,
     plugins.plugins,
     config.config,
+    sandbox.sandbox,
     demo.demo,
 ):
     main.add_command(_command)

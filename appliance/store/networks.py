@@ -80,12 +80,37 @@ def find(tx: Transaction, network_ids: Iterable[str]) -> dict[str, NetworkSpec]:
     return {spec.network_id: spec for spec in specs}
 
 
+def in_vpc(tx: Transaction, vpc_id: str) -> list[NetworkSpec]:
+    """Return the networks of a VPC, oldest first."""
+    query = select(networks.c.body).where(networks.c.vpc_id == vpc_id)
+    rows = tx.execute(query.order_by(networks.c.created_at, networks.c.id)).scalars()
+    return [msgspec.json.decode(body, type=NetworkSpec) for body in rows]
+
+
+def range_of_vpc(tx: Transaction, vpc_id: str) -> str:
+    """Return the IPv4 range of a VPC; empty where there is no such VPC."""
+    return tx.execute(select(vpcs.c.cidr).where(vpcs.c.id == vpc_id)).scalar() or ""
+
+
 def default_in_zone(tx: Transaction, zone: str | None) -> str | None:
-    """Return the id of the default network of a zone; of any zone when none is asked for."""
+    """Return the id of a zone's default network, "" for a shared one; ``None``: any zone's."""
     query = select(networks.c.id).where(networks.c.is_default.is_(True)).order_by(networks.c.zone)
-    if zone:
+    if zone is not None:
         query = query.where(networks.c.zone == zone)
     return tx.execute(query).scalars().first()
+
+
+def defaults_with_addresses(tx: Transaction) -> dict[str, str]:
+    """Return the default networks that have an address nobody holds, by zone."""
+    free = select(addresses.c.address).where(
+        addresses.c.network_id == networks.c.id,
+        addresses.c.port_id.is_(None),
+        addresses.c.is_reserved.is_(False),
+    )
+    query = select(networks.c.zone, networks.c.id).where(
+        networks.c.is_default.is_(True), free.exists()
+    )
+    return {row.zone: row.id for row in tx.execute(query.order_by(networks.c.zone))}
 
 
 def allocate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from appliance import instance_types
 from appliance.api.ec2 import errors
 from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
@@ -40,14 +39,14 @@ FILTERS: Mapping[str, Property[InstanceType]] = {
 def describe_instance_types(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return instance types in the order of the catalog."""
     asked = params.get("InstanceTypes", [])
-    unknown = [name for name in asked if name not in instance_types.CATALOG]
+    unknown = [name for name in asked if name not in call.parts.types]
     if unknown:
         raise errors.instance_types_not_found(unknown)
     wanted = filters_of(params)
     size = params["MaxResults"]
     chosen = [
         kind
-        for name, kind in instance_types.CATALOG.items()
+        for name, kind in call.parts.types.items()
         if passes(wanted, FILTERS, kind) and (not asked or name in asked)
     ]
     place = place_of(params, float)
