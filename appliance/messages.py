@@ -28,6 +28,9 @@ from appliance.model import (
     TimelineEntry,
 )
 
+INSTANCE_INITIATED_SHUTDOWN = "Client.InstanceInitiatedShutdown"
+"""EC2's code of the reason why an instance is off that shut itself down."""
+
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages. ``request_id`` is the id of the API call that set it off."""

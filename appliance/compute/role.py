@@ -18,6 +18,7 @@ from appliance.images.cache import ImageCache
 from appliance.images.store import ImageStore
 from appliance.journal import Journal
 from appliance.messages import (
+    INSTANCE_INITIATED_SHUTDOWN,
     ConsoleRead,
     Done,
     GuardPort,
@@ -246,8 +247,8 @@ class ComputeNode:
 def _reason(power: PowerState | None, detail: str) -> Reason:
     if power is PowerState.SHUT_OFF:
         return Reason(
-            code="Client.InstanceInitiatedShutdown",
-            message="Client.InstanceInitiatedShutdown: Instance initiated shutdown",
+            code=INSTANCE_INITIATED_SHUTDOWN,
+            message=f"{INSTANCE_INITIATED_SHUTDOWN}: Instance initiated shutdown",
         )
     what = f": {detail}" if detail else ""
     return Reason(code="Server.InternalError", message=f"The instance stopped unexpectedly{what}.")

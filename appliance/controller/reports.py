@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from appliance.bus import Delivery
-from appliance.messages import Place, Report, ReportConfirmed, node_topic
+from appliance.messages import (
+    INSTANCE_INITIATED_SHUTDOWN,
+    Place,
+    Report,
+    ReportConfirmed,
+    Wanted,
+    node_topic,
+)
 from appliance.model import Desired, InstanceState, Reason
 from appliance.node import NodeParts
-from appliance.store import Transaction, instances, placements, quotas, timeline
+from appliance.store import Transaction, attributes, instances, placements, quotas, timeline
 from appliance.store.instances import Instance
 from appliance.store.placements import Placement
 
@@ -66,11 +73,27 @@ def _stopped(tx: Transaction, message: Report, instance: Instance, placement: Pl
     values: dict[str, object] = {"state": InstanceState.STOPPED.value}
     if by_itself:
         values |= {"desired": Desired.STOPPED.value, "revision": instance.revision + 1}
+    ends = by_itself and _is_its_end(tx, message)
+    if ends:
+        values |= {
+            "desired": Desired.TERMINATED.value,
+            "state": InstanceState.SHUTTING_DOWN.value,
+        }
     if message.reason:
         values |= {"reason_code": message.reason.code, "reason_message": message.reason.message}
     if instances.reported(tx, message.instance_id, message.epoch, message.seq, values):
         placements.free_while_stopped(tx, placement)
         quotas.uncount(tx, instance.instance_id)
+        if ends:
+            wish = Wanted(instance_id=instance.instance_id, request_id=message.request_id)
+            tx.cast("controller", wish)
+
+
+def _is_its_end(tx: Transaction, message: Report) -> bool:
+    """Say whether an instance shut itself down, and its owner wants it terminated then."""
+    reason = message.reason
+    shut_down = reason is not None and reason.code == INSTANCE_INITIATED_SHUTDOWN
+    return shut_down and attributes.ends_by_itself(tx, message.instance_id)
 
 
 def _gone(parts: NodeParts, tx: Transaction, message: Report, instance: Instance) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 
 from appliance.model import InstanceState, NetworkSpec
 from appliance.store import Transaction, filters, tags
@@ -108,14 +108,7 @@ def list_page(
     if reservation_id:
         condition = and_(condition, instances.c.reservation_id == reservation_id)
     if after:
-        created_at, instance_id = after
-        condition = and_(
-            condition,
-            or_(
-                instances.c.created_at > created_at,
-                (instances.c.created_at == created_at) & (instances.c.id > instance_id),
-            ),
-        )
+        condition = and_(condition, is_behind(after))
     chosen = select(instances.c.id).select_from(_joined).where(condition)
     chosen = chosen.order_by(instances.c.created_at, instances.c.id).limit(limit)
     return _views(tx, condition, chosen, limit)
@@ -142,6 +135,17 @@ def is_listed(tx: Transaction, project_id: str, terminated_s: float) -> ColumnEl
             instances.c.state != InstanceState.TERMINATED.value,
             instances.c.terminated_at > tx.now - terminated_s,
         ),
+    )
+
+
+def is_behind(after: Sequence[float | str]) -> ColumnElement[bool]:
+    """Return the condition that an instance comes later in the list than (created_at, id)."""
+    if not after:
+        return true()
+    created_at, instance_id = after
+    return or_(
+        instances.c.created_at > created_at,
+        (instances.c.created_at == created_at) & (instances.c.id > instance_id),
     )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, and_, case, or_, select
+from sqlalchemy import ColumnElement, and_, case, select
 
 from appliance.model import InstanceState
 from appliance.store import Transaction, filters, instance_filters
-from appliance.store.describe import is_listed
+from appliance.store.describe import is_behind, is_listed
 from appliance.store.filters import Filter
 from appliance.store.instance_filters import LAUNCHED_AT, ZONE
 from appliance.store.schema import instances, node_status, nodes
@@ -106,21 +106,13 @@ def list_page(
     """
     condition = and_(
         is_listed(tx, project_id, terminated_s),
+        is_behind(after),
         *filters.conditions(tx, FILTERS, wanted, instances.c.id),
     )
     if ids:
         condition = and_(condition, instances.c.id.in_(ids))
     if not includes_all:
         condition = and_(condition, instances.c.state == InstanceState.RUNNING.value)
-    if after:
-        created_at, instance_id = after
-        condition = and_(
-            condition,
-            or_(
-                instances.c.created_at > created_at,
-                (instances.c.created_at == created_at) & (instances.c.id > instance_id),
-            ),
-        )
     query = (
         select(
             instances.c.id,

@@ -14,17 +14,19 @@ from appliance.messages import Place, RebootWanted, Wanted
 from appliance.model import Desired, InstanceState
 from appliance.store import Transaction
 from appliance.store.describe import is_listed
-from appliance.store.schema import instances
+from appliance.store.instance_filters import ZONE
+from appliance.store.schema import instances, nodes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How an instance stands before a wish."""
+    """How an instance stands before a wish; ``zone`` is empty while it has none."""
 
     instance_id: str
     reservation_id: str
     state: InstanceState
     node_id: str | None
+    zone: str
     attributes: Mapping[str, Any]
 
 
@@ -35,19 +37,25 @@ def standing(
 
     :param terminated_s: seconds for which terminated instances stay on the list.
     """
-    query = select(
-        instances.c.id,
-        instances.c.reservation_id,
-        instances.c.state,
-        instances.c.node_id,
-        instances.c.attributes,
-    ).where(is_listed(tx, project_id, terminated_s), instances.c.id.in_(instance_ids))
+    query = (
+        select(
+            instances.c.id,
+            instances.c.reservation_id,
+            instances.c.state,
+            instances.c.node_id,
+            ZONE.label("zone"),
+            instances.c.attributes,
+        )
+        .select_from(instances.outerjoin(nodes, nodes.c.id == instances.c.node_id))
+        .where(is_listed(tx, project_id, terminated_s), instances.c.id.in_(instance_ids))
+    )
     return {
         row.id: Standing(
             instance_id=row.id,
             reservation_id=row.reservation_id,
             state=InstanceState(row.state),
             node_id=row.node_id,
+            zone=row.zone or "",
             attributes=msgspec.json.decode(row.attributes) if row.attributes else {},
         )
         for row in tx.execute(query)

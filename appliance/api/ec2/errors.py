@@ -304,6 +304,12 @@ def resource_not_found(resource_id: str) -> Ec2Error:
     return Ec2Error("InvalidID", f"The ID '{shorten(resource_id)}' is not valid")
 
 
+def tag_limit_exceeded() -> Ec2Error:
+    return Ec2Error(
+        "TagLimitExceeded", "The maximum number of Tags for a resource has been reached."
+    )
+
+
 def zone_not_found(zone: str) -> Ec2Error:
     return Ec2Error("InvalidParameterValue", f"Invalid availability zone: [{shorten(zone)}]")
 
@@ -327,11 +333,28 @@ def incorrect_instance_state(instance_id: str, verb_past: str) -> Ec2Error:
     )
 
 
-def termination_protected(instance_id: str) -> Ec2Error:
+def not_stopped(instance_id: str) -> Ec2Error:
+    return Ec2Error(
+        "IncorrectInstanceState", f"The instance '{instance_id}' is not in the 'stopped' state."
+    )
+
+
+def termination_protected(instance_id: str, attribute: str = "disableApiTermination") -> Ec2Error:
     return operation_not_permitted(
-        f"The instance '{instance_id}' may not be terminated. Modify its 'disableApiTermination' "
+        f"The instance '{instance_id}' may not be terminated. Modify its '{attribute}' "
         "instance attribute and try again."
     )
+
+
+def stop_protected(instance_id: str) -> Ec2Error:
+    return operation_not_permitted(
+        f"The instance '{instance_id}' may not be stopped. Modify its 'disableApiStop' "
+        "instance attribute and try again."
+    )
+
+
+def invalid_instance_attribute(reason: str) -> Ec2Error:
+    return Ec2Error("InvalidInstanceAttributeValue", reason)
 
 
 def instance_limit_exceeded(requested: int, limit: int) -> Ec2Error:

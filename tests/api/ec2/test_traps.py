@@ -143,17 +143,27 @@ def test_short_ids_are_understood_and_long_ones_are_made(front: Front, ec2: Any)
 
 
 MINIMAL: dict[str, str] = {
+    "ModifySecurityGroupRules": (
+        "GroupId=sg-12345678&SecurityGroupRule.1.SecurityGroupRuleId=sgr-12345678"
+    ),
+    "DeleteTags": f"ResourceId.1={SHORT_ID}",
+    "CreateTags": f"ResourceId.1={SHORT_ID}&Tag.1.Key=k",
     "AuthorizeSecurityGroupEgress": "GroupId=sg-12345678",
     "CreateKeyPair": "KeyName=k",
     "CreateSecurityGroup": "GroupName=g&GroupDescription=d",
+    "DescribeInstanceAttribute": f"InstanceId={SHORT_ID}&Attribute=userData",
     "GetConsoleOutput": f"InstanceId={SHORT_ID}",
+    "GetPasswordData": f"InstanceId={SHORT_ID}",
     "ImportKeyPair": "KeyName=k&PublicKeyMaterial=YQ==",
+    "ModifyInstanceAttribute": f"InstanceId={SHORT_ID}",
+    "MonitorInstances": f"InstanceId.1={SHORT_ID}",
     "RebootInstances": f"InstanceId.1={SHORT_ID}",
     "RevokeSecurityGroupEgress": "GroupId=sg-12345678",
     "RunInstances": "MinCount=1&MaxCount=1",
     "StartInstances": f"InstanceId.1={SHORT_ID}",
     "StopInstances": f"InstanceId.1={SHORT_ID}",
     "TerminateInstances": f"InstanceId.1={SHORT_ID}",
+    "UnmonitorInstances": f"InstanceId.1={SHORT_ID}",
 }
 
 

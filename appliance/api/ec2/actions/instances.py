@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -23,10 +23,12 @@ from appliance.model import InstanceState
 from appliance.store import Transaction, describe
 from appliance.store.describe import DiskView, InstanceView, PortView
 from appliance.store.filters import TAGS
-from appliance.store.instance_filters import FILTERS, STATE_CODES
+from appliance.store.instance_filters import FILTERS, MONITORED, STATE_CODES
 
 _STATES = {name: Constant({"Code": code, "Name": str(name)}) for name, code in STATE_CODES.items()}
-_DISABLED = Constant({"State": "disabled"})
+_MONITORING = {
+    state: Constant({"State": state}) for state in ("disabled", "disabling", "enabled", "pending")
+}
 _NOT_CONFIGURED = Constant({"Configured": False})
 _NOT_ENABLED = Constant({"Enabled": False})
 _NAME_OPTIONS = Constant(
@@ -46,8 +48,7 @@ def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     size = params.get("MaxResults")
 
     def read(tx: Transaction) -> list[InstanceView]:
-        if ids:
-            _all_exist(tx, call, ids)
+        check_all_exist(tx, call, ids)
         return describe.list_page(
             tx,
             call.project_id,
@@ -67,7 +68,13 @@ def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
-def _all_exist(tx: Transaction, call: Call, ids: Sequence[str]) -> None:
+def check_all_exist(tx: Transaction, call: Call, ids: Sequence[str]) -> None:
+    """Refuse ids that are not on the project's list.
+
+    :raises Ec2Error: there are some.
+    """
+    if not ids:
+        return
     known = describe.known_ids(
         tx, call.project_id, ids, terminated_s=call.parts.config.store.terminated_s
     )
@@ -115,11 +122,11 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
         "Placement": _placement(view.zone or default_zone),
         "KernelId": view.kernel_id,
         "RamdiskId": view.ramdisk_id,
-        "Monitoring": _DISABLED,
+        "Monitoring": _MONITORING[monitoring_state(view.state, view.attributes)],
         "Architecture": "x86_64",
         "RootDeviceType": "ebs",
         "RootDeviceName": view.root_device_name,
-        "BlockDeviceMappings": [_disk(disk, launched_at) for disk in view.disks],
+        "BlockDeviceMappings": [disk_entry(disk, launched_at) for disk in view.disks],
         "VirtualizationType": "hvm",
         "ClientToken": view.client_token,
         "Tags": tag_set(view.tags),
@@ -152,7 +159,7 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
         shown["NetworkInterfaces"] = [
             _interface(port, view.project_id, launched_at) for port in view.ports
         ]
-        shown["SecurityGroups"] = _groups(first)
+        shown["SecurityGroups"] = groups_of(first)
         shown["SubnetId"] = first.network_id
         shown["VpcId"] = first.vpc_id
         shown["PrivateDnsName"] = _dns_name(first)
@@ -160,7 +167,20 @@ def _instance(view: InstanceView, launched_at: datetime, default_zone: str) -> d
     return shown
 
 
-def _disk(disk: DiskView, attached_at: datetime) -> dict[str, Any]:
+def monitoring_state(state: str, attributes: Mapping[str, Any]) -> str:
+    """Return what EC2 says of the monitoring that an owner wants of an instance."""
+    if attributes.get("monitoring") != MONITORED:
+        return "disabled"
+    return "pending" if state == InstanceState.PENDING else "enabled"
+
+
+def monitoring(state: str) -> Constant:
+    """Return a state of monitoring as replies carry it."""
+    return _MONITORING[state]
+
+
+def disk_entry(disk: DiskView, attached_at: datetime) -> dict[str, Any]:
+    """Return a disk as replies carry it."""
     return {
         "DeviceName": disk.device_name,
         "Ebs": {
@@ -172,7 +192,8 @@ def _disk(disk: DiskView, attached_at: datetime) -> dict[str, Any]:
     }
 
 
-def _groups(port: PortView) -> list[Constant]:
+def groups_of(port: PortView) -> list[Constant]:
+    """Return a port's groups as replies carry them."""
     return [_group(group_id, name) for group_id, name in port.groups]
 
 
@@ -184,7 +205,14 @@ def _group(group_id: str, name: str) -> Constant:
 
 @lru_cache(maxsize=64)
 def _placement(zone: str) -> Constant:
-    return Constant({"AvailabilityZone": zone, "GroupName": "", "Tenancy": "default"})
+    return Constant(
+        {
+            "AvailabilityZone": zone,
+            "AvailabilityZoneId": zone,
+            "GroupName": "",
+            "Tenancy": "default",
+        }
+    )
 
 
 @lru_cache(maxsize=64)
@@ -217,7 +245,7 @@ def _interface(port: PortView, owner_id: str, attached_at: datetime) -> dict[str
             for place, address in enumerate(port.addresses)
         ],
         "Ipv6Addresses": [],
-        "Groups": _groups(port),
+        "Groups": groups_of(port),
         "Attachment": {
             "AttachmentId": f"eni-attach-{port.port_id.removeprefix('eni-')}",
             "DeviceIndex": port.device_index,

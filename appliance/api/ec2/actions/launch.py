@@ -30,8 +30,10 @@ from appliance.store import (
     networks,
     zones,
 )
+from appliance.store.attributes import SHUTDOWN_BEHAVIOR
+from appliance.store.credit_specifications import STANDARD, UNLIMITED
 from appliance.store.images import KERNEL, MACHINE, RAMDISK, Image
-from appliance.store.instance_filters import TOKEN_OF_SIGNATURE
+from appliance.store.instance_filters import MONITORED, TOKEN_OF_SIGNATURE
 from appliance.store.launches import Launch, RootDisk
 
 MOST_INSTANCES = 1000
@@ -39,6 +41,7 @@ LARGEST_USER_DATA = 16 * 1024
 MOST_GROUPS = 16
 LONGEST_TOKEN = 64
 MOST_HOPS = 64
+BURSTABLE_FAMILIES = ("t2", "t3", "t3a", "t4g")
 
 _TAGGED = ("instance", "volume", "network-interface")
 _ROOT_ALIASES = ("/dev/sda1", "/dev/xvda", "/dev/vda")
@@ -65,18 +68,43 @@ _UNSUPPORTED = {
     "NetworkInterfaces.PrivateIpAddresses": "An address cannot be chosen at launch.",
     "NetworkInterfaces.Ipv6Addresses": "An address cannot be chosen at launch.",
     "BlockDeviceMappings.Ebs.Encrypted": "Encrypted disks are not supported.",
+    "CapacityReservationSpecification.CapacityReservationTarget": (
+        "Capacity reservations are not supported."
+    ),
+    "EnablePrimaryIpv6": "IPv6 addresses are not supported.",
+    "LicenseSpecifications": "License configurations are not supported.",
+    "Placement.Affinity": "Dedicated tenancy is not supported.",
+    "Placement.HostResourceGroupArn": "Dedicated tenancy is not supported.",
+    "Placement.PartitionNumber": "Placement groups are not supported.",
+    "PrivateDnsNameOptions.EnableResourceNameDnsARecord": "Host names are made of addresses.",
+    "PrivateDnsNameOptions.EnableResourceNameDnsAAAARecord": "IPv6 addresses are not supported.",
 }
 REFUSED = (
     *(Refusal(parameter=parameter, text=text) for parameter, text in _UNSUPPORTED.items()),
     Refusal(
-        parameter="InstanceInitiatedShutdownBehavior",
-        text="Instances that shut themselves down are stopped.",
-        unless=("stop",),
+        parameter="CpuOptions.AmdSevSnp",
+        text="AMD SEV-SNP is not supported.",
+        unless=("disabled",),
     ),
     Refusal(
         parameter="MetadataOptions.HttpEndpoint",
         text="The metadata service cannot be disabled.",
         unless=("enabled",),
+    ),
+    Refusal(
+        parameter="MetadataOptions.HttpProtocolIpv6",
+        text="The metadata service has no IPv6 address.",
+        unless=("disabled",),
+    ),
+    Refusal(
+        parameter="NetworkPerformanceOptions.BandwidthWeighting",
+        text="Bandwidth weighting is not supported.",
+        unless=("default",),
+    ),
+    Refusal(
+        parameter="PrivateDnsNameOptions.HostnameType",
+        text="Host names are made of addresses.",
+        unless=("ip-name",),
     ),
     Refusal(
         parameter="Placement.Tenancy",
@@ -182,10 +210,11 @@ class _Plan:
         self.min_count, self.max_count = _counts(params)
         self.image_id = _required_image_id(params)
         self.instance_type = _instance_type(params, call.parts.types)
-        self.user_data_base64 = _user_data(params.get("UserData", ""))
+        self.user_data_base64 = user_data_base64(params.get("UserData", ""))
         self.nic = _nic(params)
         self.tags = tags_of(params, _TAGGED)
-        self.zone: str = params.get("Placement", {}).get("AvailabilityZone", "")
+        self.zone = _zone(params.get("Placement", {}))
+        _check_cpu(params, self.instance_type)
 
     def launch(self, tx: Transaction, token: str) -> Launch:
         """Find every part of the launch and take its quota.
@@ -193,7 +222,7 @@ class _Plan:
         :raises Ec2Error: a part is missing or does not fit; the caller writes nothing.
         """
         call, params = self._call, self._params
-        image = self._image(tx, self.image_id, MACHINE)
+        image = find_image(tx, call, self.image_id, MACHINE)
         kernel_id = self._boot_file(tx, "KernelId", KERNEL, image.kernel_id)
         ramdisk_id = self._boot_file(tx, "RamdiskId", RAMDISK, image.ramdisk_id)
         root_disk = _root_disk(params, image, self.instance_type, call.parts.config.images)
@@ -229,22 +258,12 @@ class _Plan:
             duration_ms=(clock.monotonic() - call.started) * 1000,
         )
 
-    def _image(self, tx: Transaction, image_id: str, kind: str) -> Image:
-        image = images.find(tx, self._call.project_id, [image_id]).get(image_id)
-        if image is None or image.kind != kind:
-            raise errors.images_not_found([image_id])
-        if image.state != "available":
-            raise errors.Ec2Error(
-                "InvalidAMIID.Unavailable", f"The image ID '{image_id}' is not available"
-            )
-        return image
-
     def _boot_file(self, tx: Transaction, name: str, kind: str, of_image: str | None) -> str | None:
         asked = self._params.get(name)
         if not asked:
             return of_image
         check_image_id(asked, images.ID_PREFIXES[kind])
-        return self._image(tx, asked, kind).image_id
+        return find_image(tx, self._call, asked, kind).image_id
 
     def _network(self, tx: Transaction, disk_gib: int) -> tuple[str, str, str]:
         """Return network, VPC and zone; the zone is empty where any will do."""
@@ -284,33 +303,11 @@ class _Plan:
         return usable[min(usable, key=lambda zone: (-room.get(zone, -1), zone))]
 
     def _group_ids(self, tx: Transaction, vpc_id: str) -> list[str]:
-        ids = check_ids(
-            [*self._params.get("SecurityGroupIds", ()), *self.nic.group_ids],
-            "sg",
-            "InvalidGroupId",
-        )
+        ids = [*self._params.get("SecurityGroupIds", ()), *self.nic.group_ids]
         names = list(dict.fromkeys(self._params.get("SecurityGroups", ())))
-        project_id = self._call.project_id
         if not ids and not names:
-            return [groups.default(tx, project_id, vpc_id).group_id]
-        if groups.DEFAULT_NAME in names:
-            groups.default(tx, project_id, vpc_id)
-        found = groups.find(tx, project_id, ids=ids, names=names, vpc_id=vpc_id)
-        known = {group.group_id for group in found} | {group.name for group in found}
-        missing = [each for each in (*ids, *names) if each not in known]
-        if missing:
-            raise errors.groups_not_found(missing)
-        if any(group.vpc_id != vpc_id for group in found):
-            raise errors.Ec2Error(
-                "InvalidParameter",
-                "The security group and the subnet belong to different networks.",
-            )
-        if len(found) > MOST_GROUPS:
-            raise errors.Ec2Error(
-                "SecurityGroupsPerInterfaceLimitExceeded",
-                f"The maximum number of security groups per interface is {MOST_GROUPS}.",
-            )
-        return sorted(group.group_id for group in found)
+            return [groups.default(tx, self._call.project_id, vpc_id).group_id]
+        return groups_for_port(tx, self._call, vpc_id, ids, names)
 
     def _key(self, tx: Transaction) -> tuple[str | None, str]:
         name = self._params.get("KeyName")
@@ -320,6 +317,49 @@ class _Plan:
         if not found:
             raise errors.key_pairs_not_found([name])
         return found[0].name, found[0].public_key
+
+
+def groups_for_port(
+    tx: Transaction, call: Call, vpc_id: str, ids: Sequence[str], names: Sequence[str] = ()
+) -> list[str]:
+    """Return the ids of the groups that a port in a VPC shall be in.
+
+    :raises Ec2Error: an id is malformed, a group missing or of another VPC, or there are too many.
+    """
+    ids = check_ids(ids, "sg", "InvalidGroupId")
+    if groups.DEFAULT_NAME in names:
+        groups.default(tx, call.project_id, vpc_id)
+    found = groups.find(tx, call.project_id, ids=ids, names=names, vpc_id=vpc_id)
+    known = {group.group_id for group in found} | {group.name for group in found}
+    missing = [each for each in (*ids, *names) if each not in known]
+    if missing:
+        raise errors.groups_not_found(missing)
+    if any(group.vpc_id != vpc_id for group in found):
+        raise errors.Ec2Error(
+            "InvalidParameter",
+            "The security group and the subnet belong to different networks.",
+        )
+    if len(found) > MOST_GROUPS:
+        raise errors.Ec2Error(
+            "SecurityGroupsPerInterfaceLimitExceeded",
+            f"The maximum number of security groups per interface is {MOST_GROUPS}.",
+        )
+    return sorted(group.group_id for group in found)
+
+
+def find_image(tx: Transaction, call: Call, image_id: str, kind: str) -> Image:
+    """Return an image that the project may use.
+
+    :raises Ec2Error: there is none of that kind, or it is not ready.
+    """
+    image = images.find(tx, call.project_id, [image_id]).get(image_id)
+    if image is None or image.kind != kind:
+        raise errors.images_not_found([image_id])
+    if image.state != "available":
+        raise errors.Ec2Error(
+            "InvalidAMIID.Unavailable", f"The image ID '{image_id}' is not available"
+        )
+    return image
 
 
 def _counts(params: Mapping[str, Any]) -> tuple[int, int]:
@@ -355,8 +395,11 @@ def _instance_type(params: Mapping[str, Any], types: Catalog) -> InstanceType:
     return found
 
 
-def _user_data(text: str) -> str:
-    """Return user data in base64 without the line breaks that older clients put in."""
+def user_data_base64(text: str) -> str:
+    """Return user data in base64 without the line breaks that older clients put in.
+
+    :raises Ec2Error: it is no base64, or too long.
+    """
     plain = "".join(text.split())
     try:
         decoded = base64.b64decode(plain, validate=True)
@@ -418,13 +461,46 @@ def _root_disk(
     )
 
 
+def _zone(placement: Mapping[str, str]) -> str:
+    """Return the zone that was asked for by name or by id, which are the same; empty for any."""
+    name, zone_id = placement.get("AvailabilityZone", ""), placement.get("AvailabilityZoneId", "")
+    if name and zone_id:
+        raise errors.invalid_parameter_combination(
+            "The parameter AvailabilityZone cannot be used with the parameter AvailabilityZoneId"
+        )
+    return name or zone_id
+
+
+def _check_cpu(params: Mapping[str, Any], kind: InstanceType) -> None:
+    """Refuse a shape of the CPU, or credits, that instances of a type do not have."""
+    wanted = params.get("CpuOptions", {})
+    shape = (wanted.get("CoreCount", kind.vcpus), wanted.get("ThreadsPerCore", 1))
+    if shape != (kind.vcpus, 1):
+        raise errors.unsupported_operation(
+            f"Instances of type {kind.name} have {kind.vcpus} cores with one thread each."
+        )
+    credit = params.get("CreditSpecification", {}).get("CpuCredits")
+    if credit is None:
+        return
+    if credit not in (STANDARD, UNLIMITED):
+        raise errors.invalid_parameter_value(
+            "CpuCredits", credit, f"It must be {STANDARD} or {UNLIMITED}."
+        )
+    if kind.name.partition(".")[0] not in BURSTABLE_FAMILIES:
+        raise errors.invalid_parameter_combination(
+            f"The instance type {kind.name} does not support CPU credits."
+        )
+
+
 def _attributes(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept for the instance beside its columns; defaults are left out."""
     metadata = params.get("MetadataOptions", {})
     wanted = {
         "disable_api_termination": params.get("DisableApiTermination"),
         "disable_api_stop": params.get("DisableApiStop"),
-        "instance_initiated_shutdown_behavior": params.get("InstanceInitiatedShutdownBehavior"),
+        SHUTDOWN_BEHAVIOR: params.get("InstanceInitiatedShutdownBehavior"),
+        "monitoring": MONITORED if params.get("Monitoring", {}).get("Enabled") else None,
+        "cpu_credits": params.get("CreditSpecification", {}).get("CpuCredits"),
         "http_tokens": metadata.get("HttpTokens"),
         "http_put_response_hop_limit": metadata.get("HttpPutResponseHopLimit"),
         "instance_metadata_tags": metadata.get("InstanceMetadataTags"),

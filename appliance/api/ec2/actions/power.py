@@ -20,46 +20,52 @@ SHUTTING_DOWN, TERMINATED = InstanceState.SHUTTING_DOWN, InstanceState.TERMINATE
 
 MOST_IDS = 1000
 
+_GOING = (SHUTTING_DOWN, TERMINATED)
+
 
 @action()
 def terminate_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want instances gone; one that is gone or going already is no error."""
-    ids = _ids(params)
+    ids = ids_of(params)
 
     def change(tx: Transaction) -> Mapping[str, Standing]:
-        found = _all(tx, call, ids)
-        for each in found.values():
-            if each.attributes.get("disable_api_termination") and each.state is not TERMINATED:
-                raise errors.termination_protected(each.instance_id)
-        going = (SHUTTING_DOWN, TERMINATED)
-        chosen = [each.instance_id for each in found.values() if each.state not in going]
+        found = standing_of_all(tx, call, ids)
+        protected = _protections(found)
+        zones = {found[each].zone for each in protected}
+        chosen = [
+            each.instance_id
+            for each in found.values()
+            if each.state not in _GOING and each.zone not in zones
+        ]
+        if protected and not chosen:
+            raise next(iter(protected.values()))
         wishes.terminate(tx, chosen, call.request_id)
         return found
 
     found = call.change(change, " ".join(ids))
+    # As in EC2: a protected instance keeps those of its own zone, the others go, the call fails.
+    for refusal in _protections(found).values():
+        raise refusal
     return {"TerminatingInstances": _changes(ids, found, SHUTTING_DOWN, kept=[TERMINATED])}
 
 
 @action()
 def stop_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want running instances off."""
-    ids = _ids(params)
+    ids = ids_of(params)
     if params.get("Hibernate"):
         raise errors.unsupported_operation("Hibernation is not supported.")
     is_forced = params.get("Force", False) or params.get("SkipOsShutdown", False)
 
     def change(tx: Transaction) -> Mapping[str, Standing]:
-        found = _all(tx, call, ids)
+        found = standing_of_all(tx, call, ids)
         _check_states(found, [RUNNING, STOPPING, STOPPED], "stopped")
         # An instance that takes its time to stop can still be told to stop at once.
         stoppable = (RUNNING, STOPPING) if is_forced else (RUNNING,)
         chosen = [each for each in found.values() if each.state in stoppable]
         for each in chosen:
             if each.attributes.get("disable_api_stop"):
-                raise errors.operation_not_permitted(
-                    f"The instance '{each.instance_id}' may not be stopped. Modify its "
-                    "'disableApiStop' instance attribute and try again."
-                )
+                raise errors.stop_protected(each.instance_id)
         wishes.stop(tx, chosen, call.request_id, is_forced=is_forced)
         return found
 
@@ -70,10 +76,10 @@ def stop_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
 @action()
 def start_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want stopped instances running."""
-    ids = _ids(params)
+    ids = ids_of(params)
 
     def change(tx: Transaction) -> Mapping[str, Standing]:
-        found = _all(tx, call, ids)
+        found = standing_of_all(tx, call, ids)
         _check_states(found, [STOPPED, PENDING, RUNNING], "started")
         chosen = [each for each in found.values() if each.state is STOPPED]
         launches.take_running_quota(tx, [each.instance_id for each in chosen])
@@ -87,10 +93,10 @@ def start_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
 @action()
 def reboot_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Have running instances boot anew; a terminated one is left alone, as EC2 does."""
-    ids = _ids(params)
+    ids = ids_of(params)
 
     def running(tx: Transaction) -> list[str]:
-        found = _all(tx, call, ids)
+        found = standing_of_all(tx, call, ids)
         _check_states(found, [RUNNING, TERMINATED], "rebooted")
         return [each for each in ids if found[each].state is RUNNING]
 
@@ -104,7 +110,11 @@ def reboot_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _ids(params: Mapping[str, Any]) -> list[str]:
+def ids_of(params: Mapping[str, Any]) -> list[str]:
+    """Return the ids of a request once each.
+
+    :raises Ec2Error: one is malformed, or there are too many.
+    """
     ids = check_ids(params["InstanceIds"], "i", "InvalidInstanceID")
     if len(ids) > MOST_IDS:
         raise errors.invalid_parameter_value(
@@ -113,7 +123,26 @@ def _ids(params: Mapping[str, Any]) -> list[str]:
     return ids
 
 
-def _all(tx: Transaction, call: Call, ids: Sequence[str]) -> Mapping[str, Standing]:
+def _protections(found: Mapping[str, Standing]) -> dict[str, errors.Ec2Error]:
+    """Return why instances may not be terminated, by id; protection from stops is one from this."""
+    reasons = {}
+    for each in found.values():
+        if each.state in _GOING:
+            continue
+        if each.attributes.get("disable_api_termination"):
+            reasons[each.instance_id] = errors.termination_protected(each.instance_id)
+        elif each.attributes.get("disable_api_stop"):
+            reasons[each.instance_id] = errors.termination_protected(
+                each.instance_id, "disableApiStop"
+            )
+    return reasons
+
+
+def standing_of_all(tx: Transaction, call: Call, ids: Sequence[str]) -> Mapping[str, Standing]:
+    """Return how the instances of a request stand, by id.
+
+    :raises Ec2Error: one does not exist.
+    """
     found = wishes.standing(
         tx, call.project_id, ids, terminated_s=call.parts.config.store.terminated_s
     )

@@ -17,6 +17,7 @@ from appliance.api.ec2.protocol.text import NOT_IN_XML
 MAX_STRING_CHARACTERS = 4096
 # Base64 text by nature; EC2's own limits, in the encoded form with line breaks, have room in these.
 _LONG_STRINGS: Mapping[str, int] = {
+    "ModifyInstanceAttributeValue": 128 * 1024,
     "RunInstancesUserData": 128 * 1024,
     "ImageUefiDataRequest": 64_000,
 }

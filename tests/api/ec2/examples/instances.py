@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.api.ec2.actions.instance_attributes import ELEMENTS
+from appliance.store import Transaction, schema
 from tests.api.ec2.examples.stage import Stage, example
+from tests.api.front import Front
 
 
 def launched(stage: Stage, count: int = 1, **more: Any) -> list[str]:
@@ -31,6 +34,16 @@ def stopped(stage: Stage, **more: Any) -> str:
     ids = running(stage, **more)
     stage.front.make_stopped(ids)
     return ids[0]
+
+
+def node_is(front: Front, *, is_up: bool, seen_s: float = 1.0, changed_at: float = 5.0) -> None:
+    """Let the one node be up or down, heard of ``seen_s`` seconds from now."""
+
+    def write(tx: Transaction) -> None:
+        values = {"is_up": is_up, "seen_at": tx.now + seen_s, "changed_at": changed_at}
+        tx.execute(schema.node_status.update().values(**values))
+
+    front.change(write)
 
 
 @example("RunInstances")
@@ -118,3 +131,76 @@ def console_of_a_pending_instance(stage: Stage) -> None:
 def describe_types(stage: Stage) -> None:
     stage.ask("DescribeInstanceTypes")
     assert stage.ask("DescribeInstanceTypes", MaxResults=5)["NextToken"]
+
+
+@example("DescribeInstanceStatus")
+def status_in_every_state(stage: Stage) -> None:
+    ids = [*launched(stage), *running(stage, 2), stopped(stage)]
+    stage.ask("DescribeInstanceStatus", InstanceIds=ids, IncludeAllInstances=True)
+    for is_up in (True, False):
+        node_is(stage.front, is_up=is_up)
+        assert len(stage.ask("DescribeInstanceStatus", InstanceIds=ids)["InstanceStatuses"]) == 2
+
+
+@example("DescribeInstanceStatus")
+def a_page_of_status(stage: Stage) -> None:
+    running(stage, 6)
+    assert stage.ask("DescribeInstanceStatus", MaxResults=5)["NextToken"]
+
+
+@example("DescribeInstanceAttribute")
+def every_attribute(stage: Stage) -> None:
+    kernel = stage.front.make_image(kind="kernel", format="kernel", name="k").image_id
+    [plain, special] = [
+        *running(stage),
+        *running(
+            stage,
+            KernelId=kernel,
+            UserData="IyEvYmluL3No",
+            DisableApiStop=True,
+            DisableApiTermination=True,
+            InstanceInitiatedShutdownBehavior="terminate",
+        ),
+    ]
+    for instance_id in (plain, special):
+        for attribute in ELEMENTS:
+            stage.ask("DescribeInstanceAttribute", InstanceId=instance_id, Attribute=attribute)
+
+
+@example("ModifyInstanceAttribute")
+def modify(stage: Stage) -> None:
+    [instance_id] = running(stage)
+    stage.ask("ModifyInstanceAttribute", InstanceId=instance_id, DisableApiStop={"Value": True})
+    stage.ask(
+        "ModifyInstanceAttribute",
+        InstanceId=instance_id,
+        Attribute="instanceInitiatedShutdownBehavior",
+        Value="terminate",
+    )
+
+
+@example("MonitorInstances")
+def monitor(stage: Stage) -> None:
+    ids = [*running(stage), *running(stage, Monitoring={"Enabled": True})]
+    stage.ask("MonitorInstances", InstanceIds=ids)
+    stage.ask("DescribeInstances", InstanceIds=ids)
+
+
+@example("UnmonitorInstances")
+def unmonitor(stage: Stage) -> None:
+    ids = [*running(stage), *running(stage, Monitoring={"Enabled": True})]
+    stage.ask("UnmonitorInstances", InstanceIds=ids)
+
+
+@example("GetPasswordData")
+def password(stage: Stage) -> None:
+    [instance_id] = running(stage)
+    assert stage.ask("GetPasswordData", InstanceId=instance_id)["PasswordData"] == ""
+
+
+@example("DescribeInstanceCreditSpecifications")
+def credit_options(stage: Stage) -> None:
+    asked = {"InstanceType": "t3.nano", "CreditSpecification": {"CpuCredits": "unlimited"}}
+    ids = [*launched(stage), *launched(stage, 6, **asked)]
+    stage.ask("DescribeInstanceCreditSpecifications", InstanceIds=ids)
+    assert stage.ask("DescribeInstanceCreditSpecifications", MaxResults=5)["NextToken"]
