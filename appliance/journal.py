@@ -32,6 +32,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, crash: CrashPoint = no_crash) -> None:
+        self._path = path
         self._lock = threading.Lock()
         self._crash = crash
         self._name = f"journal.{path.stem}"
@@ -79,7 +80,7 @@ class Journal:
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 self._roll_back()
-                raise Unavailable(f"Could not write the journal: {error}.") from error
+                raise Unavailable(f"Could not write the journal {self._path}: {error}.") from error
             except BaseException:
                 self._roll_back()
                 raise
@@ -106,7 +107,7 @@ class Journal:
             try:
                 return self._connection.execute(statement, arguments).fetchall()
             except sqlite3.Error as error:
-                raise Unavailable(f"Could not read the journal: {error}.") from error
+                raise Unavailable(f"Could not read the journal {self._path}: {error}.") from error
 
     def close(self) -> None:
         """Close the file."""

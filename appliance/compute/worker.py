@@ -205,28 +205,32 @@ class Worker:
                 return
             kept = now.is_kept if is_kept is None else is_kept
             settled = replace(now, state=state, is_kept=kept, failure=None, verb=_verb_of(state))
-            self._put(settled)
-        self._report(settled, state, reason=reason, is_asked=is_asked, entries=run.entries)
+            report = self._owe(settled, state, reason, is_asked, run.entries)
+        self._send(report)
 
-    def _report(
+    def _owe(
         self,
         held: Held,
         state: str,
-        *,
-        reason: Reason | None = None,
-        is_asked: bool = True,
-        entries: list[TimelineEntry] | None = None,
-    ) -> None:
+        reason: Reason | None,
+        is_asked: bool,
+        entries: list[TimelineEntry],
+    ) -> Report:
+        """Write a record and the report of it in one change, so that neither is lost alone."""
+        numbered = replace(held, seq=held.seq + 1)
+        report = self._make_report(numbered, state, reason, is_asked, entries)
+        owed = OwedReport(report=report, sent_at=self._parts.world.clock.now())
+        key = report_key(held.instance_id, held.epoch)
+        self._journal.change([(HELD, held.instance_id, numbered), (REPORT, key, owed)])
+        self._held[held.instance_id] = numbered
+        return report
+
+    def _report(self, held: Held, state: str) -> None:
         with self._lock:
             now = self._held.get(held.instance_id)
             if now is None or now.epoch != held.epoch:
                 return
-            numbered = replace(now, seq=now.seq + 1)
-            report = self._make_report(numbered, state, reason, is_asked, entries or [])
-            owed = OwedReport(report=report, sent_at=self._parts.world.clock.now())
-            key = report_key(held.instance_id, held.epoch)
-            self._journal.change([(HELD, held.instance_id, numbered), (REPORT, key, owed)])
-            self._held[held.instance_id] = numbered
+            report = self._owe(now, state, None, True, [])
         self._send(report)
 
     def _report_again(self, held: Held) -> None:

@@ -11,8 +11,8 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.sql.base import Executable
 
 from appliance.errors import Unavailable
@@ -37,8 +38,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 12
+PATIENCE_S = 15.0
+"""Seconds for which a store that is held by others is tried again before the caller is told."""
+
+BUSY_S = 5.0
+"""Seconds for which one statement waits for whoever holds a SQLite database."""
+
 _RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
 _RETRIED_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED_SQLITE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_HINT = "Look for a process that holds it, then try again."
 _SQLITE_READS: dict[str, Any] = {"anynode_reads": True}
 # A snapshot is all that a read needs, and unlike SERIALIZABLE it never fails a writer.
 _SERVER_READS: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -107,9 +116,7 @@ class Store:
         self._is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self._listeners: list[Callable[[Transaction], None]] = []
         # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
-        self._writer: AbstractContextManager[Any] = (
-            threading.Lock() if self._is_sqlite else nullcontext()
-        )
+        self._writer = threading.Lock() if self._is_sqlite else None
         self._engine = _sqlite_engine(url) if self._is_sqlite else _server_engine(url)
         event.listen(self._engine, "handle_error", _without_values)
         self._read_options = dict(_SQLITE_READS if self._is_sqlite else _SERVER_READS)
@@ -129,8 +136,8 @@ class Store:
         :raises Unavailable: the store does not answer, or conflicts went on; nothing was written.
         """
 
-        def attempt() -> tuple[Transaction, T]:
-            with self._writer, self._engine.connect() as connection:
+        def attempt(until: float) -> tuple[Transaction, T]:
+            with self._turn(until), self._engine.connect() as connection:
                 with connection.begin():
                     transaction = Transaction(connection, self._world)
                     answer = work(transaction)
@@ -153,7 +160,7 @@ class Store:
         :raises Unavailable: the store does not answer, or conflicts went on.
         """
 
-        def attempt() -> T:
+        def attempt(until: float) -> T:
             with self._engine.connect() as connection:
                 reader = connection.execution_options(**self._read_options)
                 with reader.begin():
@@ -161,10 +168,27 @@ class Store:
 
         return self._until_accepted("read", attempt)
 
-    def _until_accepted(self, kind: str, attempt: Callable[[], T]) -> T:
+    @contextmanager
+    def _turn(self, until: float) -> Iterator[None]:
+        """Hold the right to write, where one at a time may."""
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=max(until - self._world.clock.monotonic(), 0.0)):
+            raise Unavailable("The store is held by a transaction that does not end.", hint=_HINT)
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _until_accepted(self, kind: str, attempt: Callable[[float], T]) -> T:
+        clock = self._world.clock
+        until = clock.monotonic() + PATIENCE_S
         for number in range(1, ATTEMPTS + 1):
             try:
-                return attempt()
+                return attempt(until)
+            except PoolTimeoutError as error:
+                raise Unavailable("All connections to the store are in use.", hint=_HINT) from error
             except DBAPIError as error:
                 if not _is_retried(error):
                     if _is_of_the_store(error):
@@ -172,12 +196,11 @@ class Store:
                             f"The store failed: {error.orig}.", hint="Look at its disk and its log."
                         ) from error
                     raise
-                if number == ATTEMPTS:
+                if number == ATTEMPTS or clock.monotonic() >= until:
                     raise Unavailable(
-                        f"The store refused a {kind} {ATTEMPTS} times.",
-                        hint="Look for a process that holds it, then try again.",
+                        f"The store refused a {kind} {number} times.", hint=_HINT
                     ) from error
-            self._world.clock.sleep(self._world.random.uniform(0, 0.01 * 2 ** min(number, 7)))
+            clock.sleep(self._world.random.uniform(0, 0.01 * 2 ** min(number, 7)))
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -194,7 +217,9 @@ def _is_retried(error: DBAPIError) -> bool:
 
 def _is_of_the_store(error: DBAPIError) -> bool:
     """Say whether the store is at fault, and not what it was asked."""
-    return isinstance(error, OperationalError) or error.connection_invalidated
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    is_damaged = code in _DAMAGED_SQLITE
+    return isinstance(error, OperationalError) or error.connection_invalidated or is_damaged
 
 
 def _without_values(context: ExceptionContext) -> None:
@@ -224,9 +249,10 @@ def _sqlite_engine(url: str) -> Engine:
         _make_private(path)
     engine = create_engine(
         url,
-        connect_args={"check_same_thread": False, "timeout": 10},
+        connect_args={"check_same_thread": False, "timeout": BUSY_S},
         pool_size=16,
         max_overflow=16,
+        pool_timeout=PATIENCE_S,
         hide_parameters=True,
     )
 
@@ -237,7 +263,6 @@ def _sqlite_engine(url: str) -> Engine:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            "busy_timeout=10000",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -262,6 +287,7 @@ def _server_engine(url: str) -> Engine:
         url,
         isolation_level="SERIALIZABLE",
         pool_size=16,
+        pool_timeout=PATIENCE_S,
         pool_pre_ping=True,
         hide_parameters=True,
     )
