@@ -35,6 +35,8 @@ class Ec2Credentials:
             "AWS_ACCESS_KEY_ID": self.access_key_id,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": self.region,
+            # The SDK for JavaScript and others know only this one, and for most it goes first.
+            "AWS_REGION": self.region,
             **(more or {}),
         }
         return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())

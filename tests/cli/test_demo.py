@@ -131,7 +131,7 @@ def test_env_file_is_for_a_shell(place: Shell) -> None:
     variables = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     wanted = {
         *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-        *("AWS_DEFAULT_REGION", "ANYNODE_IMAGE"),
+        *("AWS_DEFAULT_REGION", "AWS_REGION", "ANYNODE_IMAGE"),
     }
     assert wanted <= set(variables)
     assert read_env_file(path) == {name: variables[name] for name in wanted}

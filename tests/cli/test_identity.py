@@ -80,6 +80,7 @@ def test_secret_is_printed_once_and_is_usable(shell: Shell) -> None:
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_DEFAULT_REGION",
+        "AWS_REGION",
     }
     keys = seal.load(seal.key_path(shell.config.state_dir))
     store = shell.open_store()
