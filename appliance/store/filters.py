@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, false, literal, or_, select
@@ -42,8 +43,9 @@ def text(column: Column) -> Rule:
 
 
 def flag(column: ColumnElement[bool]) -> Rule:
-    """Return the rule for a column that is true or false."""
-    return lambda tx, values: column.in_([value == "true" for value in values])
+    """Return the rule for a column that is true or false; any other value fits nothing."""
+    known = ("true", "false")
+    return lambda tx, values: column.in_([value == "true" for value in values if value in known])
 
 
 def number(column: ColumnElement[int]) -> Rule:
@@ -96,6 +98,29 @@ def is_known(name: str, names: Collection[str]) -> bool:
     """Say whether a filter is one of those named."""
     is_tag = name.startswith("tag:") and len(name) > len("tag:")
     return name in names or (is_tag and ANY_TAG in names)
+
+
+def fits(text: str, values: Iterable[str]) -> bool:
+    """Say of a text what :func:`matches` says of a column."""
+    return any(_pattern(value).fullmatch(text) for value in values)
+
+
+@lru_cache(maxsize=512)
+def _pattern(value: str) -> re.Pattern[str]:
+    chunks = [""]
+    for found in _TOKEN.finditer(value):
+        if found[2] == "*":
+            chunks.append("")
+        else:
+            chunks[-1] += "." if found[2] else re.escape(found[1] or found[3])
+    first, *rest = chunks
+    if not rest:
+        return re.compile(first, re.DOTALL)
+    # A star takes as little as it can and gives nothing back: the nearest place for what follows
+    # is as good as any, and without ways back no value makes the search long.
+    *between, last = rest
+    searched = "".join(f"(?>.*?{chunk})" for chunk in between if chunk)
+    return re.compile(f"{first}{searched}.*{last}", re.DOTALL)
 
 
 def conditions(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import (
     ColumnElement,
-    Select,
     and_,
+    bindparam,
     delete,
     func,
     insert,
@@ -19,7 +18,7 @@ from sqlalchemy import (
     update,
 )
 
-from appliance.store import Transaction, filters, policy, tags
+from appliance.store import Transaction, filters, group_filters, policy, tags
 from appliance.store.filters import Filter
 from appliance.store.schema import instances, port_groups, ports, quotas
 from appliance.store.schema import security_group_rules as rules_table
@@ -29,8 +28,6 @@ DEFAULT_NAME = "default"
 
 ALL_PROTOCOLS = -1
 ANY_PORT = -1
-
-_PORT = re.compile(r"-?[0-9]{1,5}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,57 +158,12 @@ def find(
     return [_group(row) for row in tx.execute(query)]
 
 
-def _of_rules(condition: object) -> Select[tuple[str]]:
-    return select(rules_table.c.group_id).where(condition)  # type: ignore[arg-type]
-
-
-def _rule_filters(prefix: str, *, is_egress: bool) -> dict[str, filters.Rule]:
-    columns = {
-        "cidr": rules_table.c.cidr,
-        "ipv6-cidr": rules_table.c.cidr,
-        "group-id": rules_table.c.source_group_id,
-    }
-    found: dict[str, filters.Rule] = {
-        f"{prefix}.{name}": lambda tx, values, column=column: groups_table.c.id.in_(  # type: ignore[misc]
-            _of_rules(
-                and_(rules_table.c.is_egress.is_(is_egress), filters.matches(tx, column, values))
-            )
-        )
-        for name, column in columns.items()
-    }
-    numbers = {
-        "from-port": rules_table.c.from_port,
-        "to-port": rules_table.c.to_port,
-    }
-    for name, column in numbers.items():
-        found[f"{prefix}.{name}"] = lambda tx, values, column=column: groups_table.c.id.in_(  # type: ignore[misc]
-            _of_rules(
-                and_(
-                    rules_table.c.is_egress.is_(is_egress),
-                    column.in_([int(v) for v in values if _PORT.fullmatch(v)]),
-                )
-            )
-        )
-    return found
-
-
-FILTERS: Mapping[str, filters.Rule] = {
-    "group-id": filters.text(groups_table.c.id),
-    "group-name": filters.text(groups_table.c.name),
-    "description": filters.text(groups_table.c.description),
-    "vpc-id": filters.text(groups_table.c.vpc_id),
-    "owner-id": filters.text(groups_table.c.project_id),
-    **_rule_filters("ip-permission", is_egress=False),
-    **_rule_filters("egress.ip-permission", is_egress=True),
-}
-
-
 def check_filters(tx: Transaction, wanted: Sequence[Filter]) -> None:
     """Refuse filters that :func:`list_page` would refuse.
 
     :raises InputError: a filter is not known.
     """
-    filters.conditions(tx, FILTERS, wanted, groups_table.c.id)
+    filters.conditions(tx, group_filters.FILTERS, wanted, groups_table.c.id)
 
 
 def list_page(
@@ -231,7 +183,7 @@ def list_page(
     """
     query = select(groups_table).where(
         groups_table.c.project_id == project_id,
-        *filters.conditions(tx, FILTERS, wanted, groups_table.c.id),
+        *filters.conditions(tx, group_filters.FILTERS, wanted, groups_table.c.id),
     )
     if ids or names:
         query = query.where(groups_table.c.id.in_(ids) | groups_table.c.name.in_(names))
@@ -301,6 +253,75 @@ def _insert_rules(
     return added
 
 
+def list_rules(
+    tx: Transaction,
+    project_id: str,
+    *,
+    ids: Sequence[str] = (),
+    wanted: Sequence[Filter] = (),
+    after: str = "",
+    limit: int | None = None,
+) -> list[Rule]:
+    """Return the rules of all groups of a project by id, from behind ``after`` on.
+
+    :raises InputError: a filter is not known.
+    """
+    query = (
+        select(rules_table)
+        .join(groups_table, groups_table.c.id == rules_table.c.group_id)
+        .where(
+            groups_table.c.project_id == project_id,
+            rules_table.c.id > after,
+            *filters.conditions(tx, group_filters.RULE_FILTERS, wanted, rules_table.c.id),
+        )
+    )
+    if ids:
+        query = query.where(rules_table.c.id.in_(ids))
+    return [_rule(row) for row in tx.execute(query.order_by(rules_table.c.id).limit(limit))]
+
+
+def describe_rules(tx: Transaction, descriptions: Mapping[str, str]) -> None:
+    """Write what owners say of rules, by the rules' ids; what the rules do stays the same."""
+    statement = update(rules_table).where(rules_table.c.id == bindparam("rule_id"))
+    rows = [{"rule_id": each, "text": text} for each, text in descriptions.items()]
+    tx.execute(statement.values(description=bindparam("text")), rows)
+
+
+def replace_rules(tx: Transaction, group: Group, rules: Sequence[Rule]) -> None:
+    """Let rules of a group say something else, under their ids; none may become like another."""
+    # All are moved out of the way first: two may change places.
+    ids = [rule.rule_id for rule in rules]
+    tx.execute(
+        update(rules_table)
+        .where(rules_table.c.group_id == group.group_id, rules_table.c.id.in_(ids))
+        .values(cidr=rules_table.c.id)
+    )
+    statement = update(rules_table).where(rules_table.c.id == bindparam("rule_id"))
+    tx.execute(
+        statement.values(
+            protocol=bindparam("new_protocol"),
+            from_port=bindparam("new_from_port"),
+            to_port=bindparam("new_to_port"),
+            cidr=bindparam("new_cidr"),
+            source_group_id=bindparam("new_source"),
+            description=bindparam("new_description"),
+        ),
+        [
+            {
+                "rule_id": rule.rule_id,
+                "new_protocol": rule.match.protocol,
+                "new_from_port": rule.match.from_port,
+                "new_to_port": rule.match.to_port,
+                "new_cidr": rule.match.cidr,
+                "new_source": rule.match.source_group_id,
+                "new_description": rule.description,
+            }
+            for rule in rules
+        ],
+    )
+    policy.group_changed(tx, group.vpc_id, group.group_id)
+
+
 def remove_rules(tx: Transaction, group: Group, rule_ids: Sequence[str]) -> None:
     """Remove rules of a group."""
     tags.clear(tx, rule_ids)
@@ -328,8 +349,9 @@ def is_in_use(tx: Transaction, group: Group) -> bool:
 
 def remove(tx: Transaction, group: Group) -> None:
     """Delete a group that is not in use, with its rules and tags."""
-    tags.clear(tx, [group.group_id])
-    tx.execute(delete(rules_table).where(rules_table.c.group_id == group.group_id))
+    rules = delete(rules_table).where(rules_table.c.group_id == group.group_id)
+    removed = tx.execute(rules.returning(rules_table.c.id)).scalars().all()
+    tags.clear(tx, [group.group_id, *removed])
     # What is left here are ports of terminated instances.
     tx.execute(delete(port_groups).where(port_groups.c.group_id == group.group_id))
     tx.execute(delete(groups_table).where(groups_table.c.id == group.group_id))

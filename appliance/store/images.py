@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import ColumnElement, String, case, cast, insert, or_, select, update
+from sqlalchemy import ColumnElement, case, insert, or_, select, update
+from sqlalchemy import delete as sql_delete
 
 from appliance.errors import NotFound
-from appliance.store import Transaction, filters, tags
+from appliance.store import Transaction, filters, image_filters, tags
 from appliance.store.filters import Filter
-from appliance.store.schema import images
+from appliance.store.schema import image_shares, images
 
-MACHINE, KERNEL, RAMDISK = "machine", "kernel", "ramdisk"
+MACHINE, KERNEL, RAMDISK = image_filters.MACHINE, "kernel", "ramdisk"
 ID_PREFIXES: Mapping[str, str] = {MACHINE: "ami", KERNEL: "aki", RAMDISK: "ari"}
 
 
@@ -133,7 +134,28 @@ def delete(tx: Transaction, image_id: str) -> None:
     statement = update(images).where(images.c.id == image_id, images.c.deleted_at.is_(None))
     if tx.execute(statement.values(deleted_at=tx.now, state="deregistered")).rowcount != 1:
         raise NotFound(f"There is no image {image_id}.", code="InvalidAMIID.NotFound")
+    tx.execute(sql_delete(image_shares).where(image_shares.c.image_id == image_id))
     tags.clear(tx, [image_id])
+
+
+def check_exists(tx: Transaction, image_id: str) -> None:
+    """Make sure that there is an image, whoever owns it.
+
+    :raises NotFound: there is none.
+    """
+    query = select(images.c.id).where(images.c.id == image_id, images.c.deleted_at.is_(None))
+    if tx.execute(query).first() is None:
+        raise NotFound(f"There is no image {image_id}.", code="InvalidAMIID.NotFound")
+
+
+def set_description(tx: Transaction, image_id: str, text: str) -> None:
+    """Say something else about an image.
+
+    :raises NotFound: there is no such image.
+    """
+    statement = update(images).where(images.c.id == image_id, images.c.deleted_at.is_(None))
+    if tx.execute(statement.values(description=text)).rowcount != 1:
+        raise NotFound(f"There is no image {image_id}.", code="InvalidAMIID.NotFound")
 
 
 def list_all(tx: Transaction) -> list[Image]:
@@ -148,33 +170,43 @@ def find(tx: Transaction, project_id: str, image_ids: Sequence[str]) -> dict[str
     return {row.id: _image(row) for row in tx.execute(query)}
 
 
+def subject_of(image: Image, project_id: str) -> str:
+    """Return the id under which a project's tags of an image are kept."""
+    is_own = image.project_id == project_id
+    return image.image_id if is_own else tags.shared(image.image_id, project_id)
+
+
+def tags_of(
+    tx: Transaction, project_id: str, found: Sequence[Image]
+) -> dict[str, list[tuple[str, str]]]:
+    """Return a project's (key, value) pairs of images by their ids."""
+    subjects = {subject_of(image, project_id): image.image_id for image in found}
+    return {subjects[subject]: pairs for subject, pairs in tags.of(tx, subjects).items()}
+
+
 def _is_visible(project_id: str) -> ColumnElement[bool]:
     return images.c.deleted_at.is_(None) & or_(
-        images.c.project_id == project_id, images.c.is_public.is_(True)
+        images.c.project_id == project_id,
+        images.c.is_public.is_(True),
+        _is_shared_with(project_id),
     )
 
 
-FILTERS: Mapping[str, filters.Rule] = {
-    "architecture": filters.constant("x86_64"),
-    "description": filters.text(images.c.description),
-    "hypervisor": filters.constant("xen"),
-    "image-id": filters.text(images.c.id),
-    "image-type": filters.text(images.c.kind),
-    "is-public": filters.flag(images.c.is_public),
-    "kernel-id": filters.text(images.c.kernel_id),
-    "manifest-location": filters.text(images.c.project_id + "/" + images.c.name),
-    "name": filters.text(images.c.name),
-    # Only an operator's images have one; who that is the page is told.
-    "owner-alias": filters.nothing,
-    "owner-id": filters.text(images.c.project_id),
-    "ramdisk-id": filters.text(images.c.ramdisk_id),
-    "root-device-name": filters.text(images.c.root_device_name),
-    "root-device-type": filters.text(
-        case((images.c.kind == MACHINE, "ebs"), else_="instance-store")
-    ),
-    "state": filters.text(images.c.state),
-    "virtualization-type": filters.constant("hvm"),
-}
+def _is_shared_with(project_id: str) -> ColumnElement[bool]:
+    shares = select(image_shares.c.image_id).where(image_shares.c.project_id == project_id)
+    return images.c.id.in_(shares)
+
+
+def _is_executable_by(who: str, project_id: str) -> ColumnElement[bool]:
+    """Return the condition that somebody was given leave to launch an image.
+
+    Whom others share their images with is not the project's to see.
+    """
+    if who == "all":
+        return images.c.is_public.is_(True)
+    if who in ("self", project_id):
+        return _is_shared_with(project_id)
+    return (images.c.project_id == project_id) & _is_shared_with(who)
 
 
 def list_page(
@@ -192,18 +224,17 @@ def list_page(
     """Return the images that a project may use, oldest first, from behind (created_at, id) on.
 
     :param owners: account numbers, ``self`` or ``amazon``, who is the operator here.
-    :param executable_by: ``self`` or ``all``: images that are the project's, or everybody's.
+    :param executable_by: who was given leave to launch them: ``self``, ``all`` or account numbers.
     :raises InputError: a filter is not known.
     """
-    is_operators = images.c.project_id == operator_id
-    rules = {
-        **FILTERS,
-        "owner-alias": lambda tx, values: filters.matches(
-            tx, case((is_operators, "amazon"), else_=cast("", String)), values
-        ),
-    }
+    # Others' tags of an image are not shown, and one's own of another's image are kept apart.
+    tagged = case(
+        (images.c.project_id == project_id, images.c.id),
+        else_=tags.shared_column(images.c.id, project_id),
+    )
     query = select(images).where(
-        _is_visible(project_id), *filters.conditions(tx, rules, wanted, images.c.id)
+        _is_visible(project_id),
+        *filters.conditions(tx, image_filters.rules(operator_id), wanted, tagged),
     )
     if ids:
         query = query.where(images.c.id.in_(ids))
@@ -211,14 +242,7 @@ def list_page(
         known = {"self": project_id, "amazon": operator_id}
         query = query.where(images.c.project_id.in_([known.get(owner, owner) for owner in owners]))
     if executable_by:
-        is_public = images.c.is_public.is_(True)
-        query = query.where(
-            or_(
-                *([is_public] if "all" in executable_by else []),
-                *([images.c.project_id == project_id] if "self" in executable_by else []),
-                images.c.project_id.in_([who for who in executable_by if who == project_id]),
-            )
-        )
+        query = query.where(or_(*(_is_executable_by(who, project_id) for who in executable_by)))
     if after:
         moment, image_id = after
         query = query.where(

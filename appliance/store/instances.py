@@ -231,10 +231,16 @@ def terminated(tx: Transaction, instance: Instance, reason: Reason | None) -> bo
     if tx.execute(statement).rowcount != 1:
         return False
     release_ports(tx, instance.instance_id)
-    tx.execute(delete(block_devices).where(block_devices.c.instance_id == instance.instance_id))
+    _remove_disks(tx, instance.instance_id)
     quotas.uncount(tx, instance.instance_id)
     quotas.give_back(tx, instance.project_id, "instances", 1)
     return True
+
+
+def _remove_disks(tx: Transaction, instance_id: str) -> None:
+    statement = delete(block_devices).where(block_devices.c.instance_id == instance_id)
+    removed = tx.execute(statement.returning(block_devices.c.id)).scalars().all()
+    tx.execute(delete(tags).where(tags.c.resource_id.in_(removed)))
 
 
 def release_ports(tx: Transaction, instance_id: str) -> None:
@@ -254,6 +260,7 @@ def release_ports(tx: Transaction, instance_id: str) -> None:
         for vpc_id in sorted({spec.vpc_id for spec in specs.values()}):
             revisions |= policy.changed(tx, vpc_id, changes)
         networks.free(tx, port_ids, revisions)
+    tx.execute(delete(tags).where(tags.c.resource_id.in_(port_ids)))
     tx.execute(delete(ports).where(ports.c.id.in_(port_ids)))
 
 

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 
 import msgspec
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import ColumnElement, FromClause, and_, func, insert, literal, or_, select, update
 
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.model import NetworkSpec
@@ -113,6 +113,29 @@ def defaults_with_addresses(tx: Transaction) -> dict[str, str]:
     return {row.zone: row.id for row in tx.execute(query.order_by(networks.c.zone))}
 
 
+def is_free(
+    table: FromClause, network_id: ColumnElement[str], now: float, quarantine_s: float
+) -> ColumnElement[bool]:
+    """Return the condition that an address of a network can be taken.
+
+    :param table: the addresses, or an alias of theirs.
+    """
+    confirmed = (
+        select(func.min(policy_confirmations.c.revision))
+        .where(policy_confirmations.c.network_id == network_id)
+        .scalar_subquery()
+    )
+    return and_(
+        table.c.port_id.is_(None),
+        table.c.is_reserved.is_(False),
+        or_(
+            table.c.freed_at == 0,
+            table.c.freed_at < now - quarantine_s,
+            table.c.freed_revision <= confirmed,
+        ),
+    )
+
+
 def allocate(
     tx: Transaction, network_id: str, port_id: str, *, quarantine_s: float
 ) -> tuple[str, ...]:
@@ -126,24 +149,10 @@ def allocate(
     had = of_ports(tx, [port_id]).get(port_id)
     if had:
         return had
-    confirmed = (
-        select(func.min(policy_confirmations.c.revision))
-        .where(policy_confirmations.c.network_id == network_id)
-        .scalar_subquery()
-    )
     a = addresses.alias("a")
     first_free = (
         select(a.c.address)
-        .where(
-            a.c.network_id == network_id,
-            a.c.port_id.is_(None),
-            a.c.is_reserved.is_(False),
-            or_(
-                a.c.freed_at == 0,
-                a.c.freed_at < tx.now - quarantine_s,
-                a.c.freed_revision <= confirmed,
-            ),
-        )
+        .where(a.c.network_id == network_id, is_free(a, literal(network_id), tx.now, quarantine_s))
         .order_by(a.c.position)
         .limit(1)
         .scalar_subquery()

@@ -43,6 +43,14 @@ def give_back(tx: Transaction, project_id: str, resource: str, amount: int) -> N
         )
 
 
+def ceiling(tx: Transaction, project_id: str, resource: str) -> int:
+    """Return how much of a resource a project may use; 0 where nothing is said of it."""
+    query = select(quotas.c.ceiling).where(
+        quotas.c.project_id == project_id, quotas.c.resource == resource
+    )
+    return int(tx.execute(query).scalar() or 0)
+
+
 def left(tx: Transaction, project_id: str) -> dict[str, int]:
     """Return how much of each resource is left; for saying how many, never for deciding."""
     query = select(quotas).where(quotas.c.project_id == project_id)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import TypeVar
 
 from appliance.api.ec2 import errors
-from appliance.store.filters import Filter
+from appliance.store.filters import Filter, fits
 
 T = TypeVar("T")
 
 Property = Callable[[T], Sequence[str]]
 """Returns what a thing has of what a filter names."""
-
-_TOKEN = re.compile(r"\\(.)|([*?])|([^\\*?]+|\\)", re.DOTALL)
 
 
 def passes(wanted: Iterable[Filter], filters: Mapping[str, Property[T]], thing: T) -> bool:
@@ -37,23 +33,5 @@ def matches(wanted: Iterable[Filter], properties: Mapping[str, Sequence[str]]) -
         if name not in properties:
             raise errors.invalid_filter(name)
         owned = properties[name]
-        passes &= any(_pattern(value).fullmatch(each) for value in values for each in owned)
+        passes &= any(fits(each, values) for each in owned)
     return passes
-
-
-@lru_cache(maxsize=512)
-def _pattern(value: str) -> re.Pattern[str]:
-    chunks = [""]
-    for found in _TOKEN.finditer(value):
-        if found[2] == "*":
-            chunks.append("")
-        else:
-            chunks[-1] += "." if found[2] else re.escape(found[1] or found[3])
-    first, *rest = chunks
-    if not rest:
-        return re.compile(first, re.DOTALL)
-    # A star takes as little as it can and gives nothing back: the nearest place for what follows
-    # is as good as any, and without ways back no value makes the search long.
-    *between, last = rest
-    searched = "".join(f"(?>.*?{chunk})" for chunk in between if chunk)
-    return re.compile(f"{first}{searched}.*{last}", re.DOTALL)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from appliance.api.ec2 import errors
 from appliance.store.filters import Filter
 
+T = TypeVar("T")
+
 MOST_FILTER_VALUES = 200
 
-_ID_DIGITS = r"(?:[0-9a-f]{8}|[0-9a-f]{17})"
+ID_DIGITS = r"(?:[0-9a-f]{8}|[0-9a-f]{17})"
 _token_decoder = msgspec.json.Decoder(list[float | str])
 
 
@@ -70,13 +72,31 @@ def place_of(params: Mapping[str, Any], *kinds: type) -> tuple[float | str, ...]
     return tuple(place)
 
 
+def page_of(
+    found: list[T], size: int | None, place: Callable[[T], tuple[float | str, ...]]
+) -> tuple[list[T], dict[str, Any]]:
+    """Return the rows of a page, and what its reply begins with.
+
+    :param found: one row more than the page has, where there are more.
+    :param place: returns what the token of the next page is made of.
+    """
+    if size is None or len(found) <= size:
+        return found, {}
+    return found[:size], {"NextToken": next_token(*place(found[size - 1]))}
+
+
+def missing_of(ids: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return the ids that are not known."""
+    return [each for each in ids if each not in known]
+
+
 def check_ids(ids: Sequence[str], prefix: str, kind: str) -> list[str]:
     """Return ids once each, in their order.
 
     :param kind: the first half of EC2's code, such as ``InvalidInstanceID``.
     :raises Ec2Error: one has not the form of an id.
     """
-    form = re.compile(f"{prefix}-{_ID_DIGITS}")
+    form = re.compile(f"{prefix}-{ID_DIGITS}")
     for each in ids:
         if not form.fullmatch(each):
             raise errors.malformed_id(kind, each, f"{prefix}-")

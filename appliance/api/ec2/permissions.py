@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.store.group_filters import PROTOCOL_NAMES
 from appliance.store.groups import ALL_PROTOCOLS, ANY_PORT, Group, Match, Rule
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
@@ -15,7 +16,6 @@ TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 _WITH_PORTS = {TCP, UDP, 33, 132}
 _WITH_TYPES = {ICMP, ICMPV6}
 _NUMBERS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6, "all": ALL_PROTOCOLS}
-_NAMES = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmpv6"}
 
 _CIDR = re.compile(r"[0-9A-Fa-f:.]{2,45}/[0-9]{1,3}", re.ASCII)
 _DESCRIPTION = re.compile(r"[A-Za-z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{0,255}", re.ASCII)
@@ -59,8 +59,6 @@ def _of_historic_form(params: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rules(permission: Mapping[str, Any], find_group: FindGroup) -> Iterable[Described]:
-    if permission.get("PrefixListIds"):
-        raise errors.unsupported_operation("Prefix lists are not supported.")
     protocol = read_protocol(permission.get("IpProtocol", ""))
     low, high = _ports(protocol, permission.get("FromPort"), permission.get("ToPort"))
     ranges = [
@@ -74,11 +72,11 @@ def _rules(permission: Mapping[str, Any], find_group: FindGroup) -> Iterable[Des
         raise errors.missing_parameter("ipRanges")
     for cidr, each in ranges:
         match = Match(protocol=protocol, from_port=low, to_port=high, cidr=cidr)
-        yield match, _description(each)
+        yield match, checked_description(each)
     for each in pairs:
         source = find_group(each).group_id
         match = Match(protocol=protocol, from_port=low, to_port=high, source_group_id=source)
-        yield match, _description(each)
+        yield match, checked_description(each)
 
 
 def read_protocol(text: str) -> int:
@@ -152,7 +150,11 @@ def read_cidr(text: str, version: int) -> str:
     return str(network)
 
 
-def _description(each: Mapping[str, Any]) -> str:
+def checked_description(each: Mapping[str, Any]) -> str:
+    """Return what an owner says of a rule.
+
+    :raises Ec2Error: it is too long, or has characters that EC2 does not take.
+    """
     text: str = each.get("Description", "")
     if not _DESCRIPTION.fullmatch(text):
         raise errors.invalid_parameter_value(
@@ -180,7 +182,7 @@ def said(match: Match) -> str:
 
 def protocol_name(protocol: int) -> str:
     """Return a protocol as replies name it."""
-    return _NAMES.get(protocol, str(protocol))
+    return PROTOCOL_NAMES.get(protocol, str(protocol))
 
 
 def permission_set(rules: Sequence[Rule], owner_id: str) -> list[dict[str, Any]]:

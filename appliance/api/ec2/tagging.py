@@ -1,4 +1,4 @@
-"""Tags that come with the making of a resource."""
+"""Tags as requests have them: in TagSpecification, and in CreateTags."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from appliance.api.ec2 import errors
+from appliance.store.tags import MOST_TAGS
 
-MOST_TAGS = 50
 _LONGEST_KEY = 128
 _LONGEST_VALUE = 256
 
@@ -30,29 +30,44 @@ def tags_of(params: Mapping[str, Any], allowed: Collection[str]) -> dict[str, di
             raise errors.invalid_parameter_value(
                 "TagSpecification.ResourceType", kind, "It is given twice."
             )
-        found[kind] = _checked(specification.get("Tags", ()))
+        found[kind] = checked_tags(specification.get("Tags", ()))
     return found
 
 
-def _checked(tags: Collection[Mapping[str, str]]) -> dict[str, str]:
+def checked_key(tag: Mapping[str, str]) -> str:
+    """Return the key of a tag.
+
+    :raises Ec2Error: it is missing, reserved or too long.
+    """
+    key = tag.get("Key", "")
+    if not key:
+        raise errors.missing_parameter("Tag.Key")
+    if len(key) > _LONGEST_KEY:
+        raise errors.invalid_parameter_value(
+            "Tag.Key", key, f"Tag keys have up to {_LONGEST_KEY} characters."
+        )
+    if key.lower().startswith("aws:"):
+        raise errors.invalid_parameter_value(
+            "Tag.Key", key, "Tag keys starting with 'aws:' are reserved for internal use."
+        )
+    return key
+
+
+def checked_tags(tags: Collection[Mapping[str, str]]) -> dict[str, str]:
+    """Return tags as key → value.
+
+    :raises Ec2Error: a key is missing, doubled, reserved or too long, or there are too many.
+    """
     checked: dict[str, str] = {}
     for tag in tags:
-        key, value = tag.get("Key", ""), tag.get("Value", "")
-        if not key:
-            raise errors.missing_parameter("Tag.Key")
-        if len(key) > _LONGEST_KEY:
-            raise errors.invalid_parameter_value("Tag.Key", key, "The key is too long.")
+        key, value = checked_key(tag), tag.get("Value", "")
         if len(value) > _LONGEST_VALUE:
-            raise errors.invalid_parameter_value("Tag.Value", value, "The value is too long.")
-        if key.lower().startswith("aws:"):
             raise errors.invalid_parameter_value(
-                "Tag.Key", key, "Tag keys starting with 'aws:' are reserved for internal use."
+                "Tag.Value", value, f"Tag values have up to {_LONGEST_VALUE} characters."
             )
         if key in checked:
             raise errors.invalid_parameter_value("Tag.Key", key, "Duplicate tag key specified.")
         checked[key] = value
     if len(checked) > MOST_TAGS:
-        raise errors.Ec2Error(
-            "TagLimitExceeded", "The maximum number of tags per resource has been reached."
-        )
+        raise errors.tag_limit_exceeded()
     return checked

@@ -12,7 +12,7 @@ from appliance.api.ec2 import errors
 from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import filters_of, next_token, place_of, tag_set
-from appliance.store import Transaction, images, tags
+from appliance.store import Transaction, image_filters, images
 from appliance.store.filters import TAGS
 from appliance.store.images import MACHINE, Image
 
@@ -30,9 +30,9 @@ def check_image_id(image_id: str, prefix: str = "ami") -> str:
     return image_id
 
 
-@action(filters=(*images.FILTERS, *TAGS), page=Page(smallest=1))
+@action(filters=(*image_filters.FILTERS, *TAGS), page=Page(smallest=1))
 def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the images that the project may use: its own, and the public ones."""
+    """Return the images that the project may use: its own, public ones, those shared with it."""
     ids = [check_image_id(each) for each in dict.fromkeys(params.get("ImageIds", ()))]
     for owner in params.get("Owners", ()):
         if not _OWNER.fullmatch(owner):
@@ -57,7 +57,7 @@ def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
             after=place_of(params, float, str),
             limit=None if size is None else size + 1,
         )
-        return found, tags.of(tx, [image.image_id for image in found])
+        return found, images.tags_of(tx, call.project_id, found)
 
     found, found_tags = call.read(read)
     reply: dict[str, Any] = {}
@@ -73,6 +73,21 @@ def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
 def image_gib(image: Image) -> int:
     """Return the size of an image's disk in whole GiB."""
     return max(1, math.ceil(image.virtual_size_bytes / (1 << 30)))
+
+
+def block_device_mappings(image: Image) -> list[dict[str, Any]]:
+    """Return the one disk of a machine image, as replies carry it."""
+    return [
+        {
+            "DeviceName": image.root_device_name,
+            "Ebs": {
+                "DeleteOnTermination": True,
+                "VolumeSize": image_gib(image),
+                "VolumeType": "standard",
+                "Encrypted": False,
+            },
+        }
+    ]
 
 
 def _description(
@@ -104,17 +119,7 @@ def _description(
         "VirtualizationType": "hvm",
         "RootDeviceName": image.root_device_name,
         "RootDeviceType": "ebs",
-        "BlockDeviceMappings": [
-            {
-                "DeviceName": image.root_device_name,
-                "Ebs": {
-                    "DeleteOnTermination": True,
-                    "VolumeSize": image_gib(image),
-                    "VolumeType": "standard",
-                    "Encrypted": False,
-                },
-            }
-        ],
+        "BlockDeviceMappings": block_device_mappings(image),
         "PlatformDetails": "Linux/UNIX",
         "UsageOperation": "RunInstances",
     }

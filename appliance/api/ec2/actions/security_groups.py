@@ -18,7 +18,7 @@ from appliance.api.ec2.paging import (
 )
 from appliance.api.ec2.permissions import permission_set
 from appliance.api.ec2.tagging import tags_of
-from appliance.store import Transaction, groups, networks, quotas, tags
+from appliance.store import Transaction, group_filters, groups, networks, quotas, tags
 from appliance.store.filters import TAGS, Filter
 from appliance.store.groups import DEFAULT_NAME, Group, Rule
 
@@ -55,7 +55,7 @@ def create_security_group(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@action(filters=(*groups.FILTERS, *TAGS), page=Page())
+@action(filters=(*group_filters.FILTERS, *TAGS), page=Page())
 def describe_security_groups(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return groups with their rules; the default group of the project is always among them."""
     ids = check_ids(params.get("GroupIds", ()), "sg", "InvalidGroupId")

@@ -12,8 +12,9 @@ from appliance.api.ec2 import errors
 from appliance.api.ec2.protocol.model import API_VERSION, ServiceModel, Shape
 from appliance.api.ec2.protocol.scalars import SCALAR_READERS
 
-# Instance types are named by each cloud; every other enumeration is EC2's.
-OPEN_ENUMS = frozenset({"InstanceType"})
+# Instance types are named by each cloud, and EC2 knows more attributes of an account than its own
+# model says; every other enumeration is EC2's.
+OPEN_ENUMS = frozenset({"InstanceType", "AccountAttributeName"})
 
 MAX_INDEX = 9999
 _MAX_DEPTH = 16
