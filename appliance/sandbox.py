@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from appliance import seal
+from appliance import node_process, seal
 from appliance.config import CONFIG_NAME, Config
 from appliance.ec2_client import Ec2Credentials, endpoint_of, read_env_file
 from appliance.env_file import path_line, write_whole
@@ -189,9 +190,12 @@ class Sandbox:
                 hint=f"Each zone needs a node, and there may be {MOST_NODES}.",
             )
         self.folder = folder.absolute()
+        self.zones = options.zones
+        self.is_temporary = not survives
         self._options = options
         self._settings = _settings(options, self.folder, survives)
         self._node = Node(_config(self._settings), World())
+        self._record = ExitStack()
         try:
             for number in range(2, options.nodes + 1):
                 config = _config(_further(self._settings, options, number))
@@ -207,14 +211,17 @@ class Sandbox:
         return self.folder / CONFIG_NAME
 
     @property
+    def _config(self) -> Config:
+        """The settings of the first node, with the port that it listens on."""
+        config = self._node.config
+        api = msgspec.structs.replace(config.api, port=self._node.port)
+        return msgspec.structs.replace(config, api=api)
+
+    @property
     def credentials(self) -> Ec2Credentials:
         """Where the API is once it has started, and a key that may do everything in its project."""
-        config = msgspec.structs.replace(
-            self._node.config,
-            api=msgspec.structs.replace(self._node.config.api, port=self._node.port),
-        )
         return Ec2Credentials(
-            endpoint=endpoint_of(config),
+            endpoint=endpoint_of(self._config),
             region=self._options.region,
             access_key_id=self._key[0],
             secret=self._key[1],
@@ -234,9 +241,14 @@ class Sandbox:
             if time.monotonic() > end:
                 raise Unavailable(f"The sandbox's nodes were not up within {_UP_S:g} s.")
             time.sleep(_POLL_S)
+        process = node_process.this_process(self._config, self.config_path, None)
+        self._record.enter_context(
+            node_process.recorded(node_process.up(process), self._node.config.run_dir)
+        )
 
     def stop(self) -> None:
         """Stop; what is in the folder stays. Safe to repeat."""
+        self._record.close()
         self._node.stop()
 
     def _prepare(self, key: tuple[str, str] | None) -> tuple[str, tuple[str, str]]:
@@ -385,10 +397,15 @@ def _is_listened_on(endpoint: str) -> bool:
 
 def usage(sandbox: Sandbox, env_path: Path, program: str) -> Sequence[str]:
     """Return the lines that say how a sandbox is used."""
+    # A name without a slash would be looked for in PATH.
+    shown = shlex.quote(str(env_path) if len(env_path.parts) > 1 else f"./{env_path}")
+    zones = ", ".join(sandbox.zones)
     return (
-        f"EC2 is on {sandbox.credentials.endpoint}, region {sandbox.credentials.region}.",
-        f"Use it     . {env_path} && aws ec2 describe-instances",
-        f"Launch     . {env_path} && {program} launch --wait",
-        f"Look       {program} --config {sandbox.config_path} trace INSTANCE",
-        "Stop it    Ctrl-C",
+        f"EC2 API    {sandbox.credentials.endpoint}, zones {zones}",
+        f"Use it     . {shown} && aws ec2 describe-instances",
+        f"Launch     . {shown} && {program} launch --wait",
+        f"Timeline   {program} --config {shlex.quote(str(sandbox.config_path))} trace INSTANCE",
+        "Stop it    Ctrl-C: nothing stays"
+        if sandbox.is_temporary
+        else f"Stop it    Ctrl-C: it goes on with --state {shlex.quote(str(sandbox.folder))}",
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -49,6 +46,7 @@ def _endpoint_words(endpoint: str) -> str:
 
 def _run(access: Access, log_file: Path | None) -> None:
     from appliance import crash_points, log, node_process
+    from appliance.cli.signals import Signals
     from appliance.node import Node
     from appliance.world import World
 
@@ -60,7 +58,7 @@ def _run(access: Access, log_file: Path | None) -> None:
         log.to_file(path, level)
     else:
         log.to_stderr(level)
-    signals = _Signals()
+    signals = Signals()
     node = Node(config, World(crash=crash_points.from_environment()))
     process = node_process.this_process(config, access.config_path, path)
     with node_process.recorded(process, config.run_dir) as write:
@@ -70,26 +68,3 @@ def _run(access: Access, log_file: Path | None) -> None:
             signals.wait()
         finally:
             node.stop()
-
-
-class _Signals:
-    """SIGTERM and SIGINT: a start is broken off, a node that is up is asked to stop.
-
-    A second signal breaks off the stop.
-    """
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-        self._is_waiting = False
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_waiting or self._asked.is_set():
-            raise KeyboardInterrupt
-        self._asked.set()
-
-    def wait(self) -> None:
-        """Return at the first signal."""
-        self._is_waiting = True
-        self._asked.wait()
