@@ -30,7 +30,7 @@ from appliance.errors import CommandFailed, ConfigError, NotFound, Unavailable
 from appliance.image_import import Wanted, import_image
 from appliance.images.store import Progress, ignore_progress
 from appliance.node_process import NodeProcess
-from appliance.store import Store, Transaction, identity
+from appliance.store import Store, Transaction, audit, identity
 from appliance.store.images import KERNEL, MACHINE, RAMDISK
 
 PROJECT, USER, KEY_PAIR, INSTANCE_NAME = "demo", "admin", "demo", "demo"
@@ -159,11 +159,14 @@ def ensure_identity(store: Store, config: Config) -> None:
     def make(tx: Transaction) -> None:
         if PROJECT not in {one.name for one in identity.list_projects(tx)}:
             identity.create_project(tx, PROJECT, ceilings)
+            audit.record_command(tx, audit.SETUP, "CreateProject", PROJECT)
         users = {one.name: one for one in identity.list_users(tx)}
         if USER not in users:
             users[USER] = identity.create_user(tx, USER)
+            audit.record_command(tx, audit.SETUP, "CreateUser", USER)
         if PROJECT not in users[USER].memberships:
             identity.join_project(tx, USER, PROJECT, "admin")
+            audit.record_command(tx, audit.SETUP, "AddUserToProject", f"{USER} {PROJECT} admin")
 
     store.transaction(make)
 
@@ -206,9 +209,18 @@ def ensure_access_key(store: Store, config: Config, files: Files, image_id: str)
     if _is_usable(store, keys, credentials):
         _write_env(files, credentials, image_id)
         return credentials
-    access_key_id, secret = store.transaction(
-        lambda tx: identity.create_access_key(tx, keys, USER, PROJECT)
-    )
+
+    def make(tx: Transaction) -> tuple[str, str]:
+        key_id, secret = identity.create_access_key(tx, keys, USER, PROJECT)
+        subject = f"{USER} {PROJECT} {key_id}"
+        audit.record_command(tx, audit.SETUP, "CreateAccessKey", subject)
+        return key_id, secret
+
+    def unmake(tx: Transaction) -> None:
+        identity.delete_access_key(tx, access_key_id)
+        audit.record_command(tx, audit.SETUP, "DeleteAccessKey", access_key_id)
+
+    access_key_id, secret = store.transaction(make)
     made = Ec2Credentials(
         endpoint=credentials.endpoint,
         region=credentials.region,
@@ -218,7 +230,7 @@ def ensure_access_key(store: Store, config: Config, files: Files, image_id: str)
     try:
         _write_env(files, made, image_id)
     except BaseException:
-        store.transaction(lambda tx: identity.delete_access_key(tx, access_key_id))
+        store.transaction(unmake)
         raise
     return made
 

@@ -10,7 +10,7 @@ from appliance.config import Config
 from appliance.errors import InputError, NotFound
 from appliance.images.inspect import GIB, ImageLimits
 from appliance.images.store import ImageStore, Progress, StoredImage, ignore_progress
-from appliance.store import Store, Transaction, identity, images
+from appliance.store import Store, Transaction, audit, identity, images
 from appliance.store.images import KERNEL, MACHINE, RAMDISK, Image, NewImage
 
 
@@ -44,10 +44,13 @@ def import_image(
     wanted: Wanted,
     project: str,
     progress: Progress = ignore_progress,
+    *,
+    actor: str = audit.SETUP,
 ) -> Imported:
     """Check a file, store its bytes and register it. Safe to repeat: nothing is made twice.
 
     :param project: name or id of its owner; the operator's account when empty.
+    :param actor: who does it, for the audit log.
     :raises InputError: the file or what was said of it is refused; nothing was changed.
     :raises NotFound: there is no such project, kernel or ramdisk; nothing was changed.
     """
@@ -55,7 +58,15 @@ def import_image(
     limits = ImageLimits(virtual_size_bytes=config.images.largest_gib * GIB)
     files = ImageStore(config.images_dir, group=config.images.group)
     stored = files.import_file(path, wanted.format, limits, progress)
-    return store.transaction(lambda tx: _register(tx, owner, wanted, stored))
+
+    def register(tx: Transaction) -> Imported:
+        imported = _register(tx, owner, wanted, stored)
+        if imported.is_new:
+            subject = f"{imported.image.image_id} {wanted.name}"
+            audit.record_command(tx, actor, "ImportImage", subject)
+        return imported
+
+    return store.transaction(register)
 
 
 def _check(tx: Transaction, config: Config, wanted: Wanted, project: str) -> str:

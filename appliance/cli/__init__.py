@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from appliance.cli import (
+    audit,
     config,
     console,
     demo,
@@ -127,6 +128,7 @@ for _command in (
     console.console,
     trace.trace,
     explain.explain,
+    audit.audit,
     firewall.firewall,
     verify.verify,
     messages.messages,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ENV_NAME = "anynode.env"
+OPERATOR = "operator"
+"""How the audit log tells who used the command line from a user of the same name."""
+
 _SQLITE = "sqlite:///"
 SETUP_HINT = "Run `make run` in a checkout, or `anynode run` on a node that is set up."
 
@@ -98,23 +101,22 @@ class Access:
         with self.store() as store:
             return store.read(work)
 
-    def change(self, action: str, subject: str, work: Callable[[Transaction], T]) -> T:
-        """Change the store in one transaction, and write down there who did."""
+    def change(
+        self,
+        action: str,
+        subject: str | Callable[[T], str],
+        work: Callable[[Transaction], T],
+    ) -> T:
+        """Change the store in one transaction, and write down there who did.
+
+        :param subject: what is changed; a function says it from the answer.
+        """
         from appliance.store import audit
 
         def deed(tx: Transaction) -> T:
             answer = work(tx)
-            audit.record(
-                tx,
-                audit.Deed(
-                    actor=operator_name(),
-                    project_id="",
-                    action=action,
-                    subject=subject,
-                    request_id=tx.world.ids.uuid(),
-                    source="command line",
-                ),
-            )
+            changed = subject if isinstance(subject, str) else subject(answer)
+            audit.record_command(tx, operator_name(), action, changed)
             return answer
 
         with self.store() as store:
@@ -143,7 +145,7 @@ class Access:
 def operator_name() -> str:
     """Return who runs the command: the user behind sudo, else the user of the process."""
     name = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or str(os.getuid())
-    return f"operator {name}"
+    return f"{OPERATOR} {name}"
 
 
 pass_access = click.make_pass_decorator(Access, ensure=True)

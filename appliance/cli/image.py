@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.access import Access, pass_access
+from appliance.cli.access import Access, operator_name, pass_access
 from appliance.cli.output import (
     console,
     json_option,
@@ -22,6 +23,8 @@ from appliance.cli.output import (
 
 if TYPE_CHECKING:
     from appliance.images.store import Progress
+    from appliance.store import Transaction
+    from appliance.store.images import Image
 
 KINDS = {"kernel": "kernel", "ramdisk": "ramdisk", "raw": "machine", "qcow2": "machine"}
 
@@ -91,7 +94,13 @@ def import_file(
     )
     with access.store() as store, _progress(f"Importing {file.name}", not as_json) as progress:
         imported = image_import.import_image(
-            store, access.config, file, wanted, project_name or "", progress
+            store,
+            access.config,
+            file,
+            wanted,
+            project_name or "",
+            progress,
+            actor=operator_name(),
         )
     if as_json:
         print_json(imported.image)
@@ -138,13 +147,16 @@ def _progress(title: str, is_wanted: bool) -> Iterator[Progress]:
 @pass_access
 def list_all(access: Access, as_json: bool) -> None:
     """List the images of all projects, newest first."""
-    from appliance.store import identity, images
+    from appliance.store import identity, image_shares, images
 
-    found, projects = access.read(
-        lambda tx: (images.list_all(tx), {p.project_id: p.name for p in identity.list_projects(tx)})
-    )
+    def read(tx: Transaction) -> tuple[list[Image], dict[str, list[str]], dict[str, str]]:
+        found = images.list_all(tx)
+        shares = image_shares.of(tx, [one.image_id for one in found])
+        return found, shares, {p.project_id: p.name for p in identity.list_projects(tx)}
+
+    found, shares, projects = access.read(read)
     if as_json:
-        print_json(found)
+        print_json([asdict(one) | {"shared_with": shares.get(one.image_id, [])} for one in found])
         return
     rows = [
         (
@@ -153,7 +165,7 @@ def list_all(access: Access, as_json: bool) -> None:
             one.kind,
             one.format,
             size(one.size_bytes),
-            "public" if one.is_public else "private",
+            _access_of(one, [projects.get(each, each) for each in shares.get(one.image_id, ())]),
             projects.get(one.project_id, "operator"),
             one.state,
             moment(one.created_at),
@@ -165,6 +177,83 @@ def list_all(access: Access, as_json: bool) -> None:
         rows,
         "There are no images; `anynode image import FILE …` brings one in.",
     )
+
+
+def _access_of(image: Image, shared_with: list[str]) -> str:
+    if image.is_public:
+        return "public"
+    return f"shared: {', '.join(shared_with)}" if shared_with else "private"
+
+
+@image.command("publish")
+@click.argument("image_id")
+@pass_access
+def publish(access: Access, image_id: str) -> None:
+    """Let all projects launch an image."""
+    _publish(access, image_id, is_public=True)
+    say(f"All projects can launch {image_id}.")
+
+
+@image.command("unpublish", short_help="Let only its owner, and whom it is shared with, launch it.")
+@click.argument("image_id")
+@pass_access
+def unpublish(access: Access, image_id: str) -> None:
+    """Let only its owner, and the projects that it is shared with, launch an image.
+
+    Instances that were made from it go on.
+    """
+    _publish(access, image_id, is_public=False)
+    say(f"Only its owner, and whom it is shared with, can launch {image_id}.")
+
+
+def _publish(access: Access, image_id: str, *, is_public: bool) -> None:
+    from appliance.store import image_shares
+
+    access.change(
+        "PublishImage" if is_public else "UnpublishImage",
+        image_id,
+        lambda tx: image_shares.publish(tx, image_id, is_public=is_public),
+    )
+
+
+@image.command("share")
+@click.argument("image_id")
+@click.argument("projects", metavar="PROJECT...", nargs=-1, required=True)
+@pass_access
+def share(access: Access, image_id: str, projects: tuple[str, ...]) -> None:
+    """Let projects launch an image, beside its owner."""
+    from appliance.store import image_shares
+
+    _for_projects(access, "ShareImage", image_id, projects, image_shares.share)
+    say(f"{', '.join(projects)} can launch {image_id}.")
+
+
+@image.command("unshare", short_help="Let projects launch an image no longer.")
+@click.argument("image_id")
+@click.argument("projects", metavar="PROJECT...", nargs=-1, required=True)
+@pass_access
+def unshare(access: Access, image_id: str, projects: tuple[str, ...]) -> None:
+    """Let projects launch an image no longer; their instances made from it go on."""
+    from appliance.store import image_shares
+
+    _for_projects(access, "UnshareImage", image_id, projects, image_shares.unshare)
+    say(f"{image_id} is not shared with {', '.join(projects)}.")
+
+
+def _for_projects(
+    access: Access,
+    action: str,
+    image_id: str,
+    projects: tuple[str, ...],
+    work: Callable[[Transaction, str, list[str]], None],
+) -> None:
+    from appliance.store import identity, images
+
+    def change(tx: Transaction) -> None:
+        images.check_exists(tx, image_id)
+        work(tx, image_id, [identity.find_project(tx, each).project_id for each in projects])
+
+    access.change(action, " ".join((image_id, *projects)), change)
 
 
 @image.command("delete")

@@ -28,7 +28,9 @@ def create(access: Access, name: str, project_id: str, as_json: bool) -> None:
 
     ceilings = msgspec.structs.asdict(access.config.quota)
     made = access.change(
-        "CreateProject", name, lambda tx: identity.create_project(tx, name, ceilings, project_id)
+        "CreateProject",
+        lambda made: f"{made.name} {made.project_id}",
+        lambda tx: identity.create_project(tx, name, ceilings, project_id),
     )
     if as_json:
         print_json(made)
@@ -107,11 +109,15 @@ def _set_enabled(access: Access, name: str, *, is_enabled: bool) -> None:
     say(f"{word}d project {name}.")
 
 
-@project.command("delete")
+@project.command("delete", short_help="Delete a project without instances and images.")
 @click.argument("name")
 @pass_access
 def delete(access: Access, name: str) -> None:
-    """Delete a project without instances, with its keys and memberships."""
+    """Delete a project without instances and images.
+
+    Its access keys, memberships, key pairs and security groups go with it. To keep all that and
+    let nobody in, disable it.
+    """
     from appliance.store import identity
 
     access.change("DeleteProject", name, lambda tx: identity.delete_project(tx, name))

@@ -21,7 +21,11 @@ def create(access: Access, name: str, as_json: bool) -> None:
     """Make a user, who belongs to no project yet."""
     from appliance.store import identity
 
-    made = access.change("CreateUser", name, lambda tx: identity.create_user(tx, name))
+    made = access.change(
+        "CreateUser",
+        lambda made: f"{made.name} {made.user_id}",
+        lambda tx: identity.create_user(tx, name),
+    )
     if as_json:
         print_json(made)
     else:

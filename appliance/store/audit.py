@@ -15,6 +15,9 @@ from appliance.store.schema import audit, handled
 
 OK = "ok"
 COMMAND_LINE = "command line"
+SETUP = "setup"
+"""Who makes what a node begins with."""
+
 
 CARRIED_OUT, REFUSED = "signed-request", "refused-request"
 """What became of a signed request: the consumers in ``handled``."""
@@ -59,12 +62,19 @@ def record(tx: Transaction, deed: Deed) -> None:
             access_key_id=deed.access_key_id,
             project_id=deed.project_id,
             action=deed.action,
-            subject=deed.subject[:_SUBJECT_CHARACTERS],
+            subject=_one_line(deed.subject[:_SUBJECT_CHARACTERS]),
             result=deed.result,
             request_id=deed.request_id,
             source=deed.source,
         )
     )
+
+
+def _one_line(text: str) -> str:
+    """Return a text without what could make it look like two lines of the log."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def record_command(tx: Transaction, actor: str, action: str, subject: str) -> None:

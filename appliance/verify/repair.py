@@ -10,7 +10,7 @@ from appliance.config import Config
 from appliance.datapath.record import PORT
 from appliance.journal import Journal
 from appliance.model import Finding, NetworkPolicy
-from appliance.store import Transaction, policy, recount
+from appliance.store import Transaction, audit, policy, recount
 from appliance.verify import codes, environment, invariants
 from appliance.verify.facts import Drivers, gather, open_store, read_store
 
@@ -107,26 +107,31 @@ def _close_file(config: Config, path: str) -> str:
 
 
 def _free_address(config: Config, address: str) -> str:
-    _write(config, lambda tx: recount.free_stray(tx, address))
-    return f"freed address {address}"
+    return _write(config, f"freed address {address}", lambda tx: recount.free_stray(tx, address))
 
 
 def _recount_claims(config: Config, node_id: str) -> str:
-    _write(config, lambda tx: recount.claims(tx, node_id))
-    return f"counted the claims on node {node_id}"
+    done = f"counted the claims on node {node_id}"
+    return _write(config, done, lambda tx: recount.claims(tx, node_id))
 
 
 def _recount_quota(config: Config, subject: str) -> str:
-    _write(config, recount.quotas_of_all)
-    return f"counted the quotas ({subject})"
+    return _write(config, f"counted the quotas ({subject})", recount.quotas_of_all)
 
 
-def _write(config: Config, work: Callable[[Transaction], object]) -> None:
+def _write(config: Config, done: str, work: Callable[[Transaction], object]) -> str:
+    """Change the store and say there what was done; return that, too."""
+
+    def change(tx: Transaction) -> None:
+        work(tx)
+        audit.record_command(tx, "verify", "Repair", done)
+
     store = open_store(config)
     try:
-        store.transaction(work)
+        store.transaction(change)
     finally:
         store.close()
+    return done
 
 
 REPAIRS: dict[codes.Code, Callable[[Config, str], str]] = {

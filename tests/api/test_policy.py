@@ -10,6 +10,8 @@ from appliance.model import Identity
 from tests.api.front import Front, error_of
 
 READS = ("Describe", "Get")
+OPENS_TO_OTHERS = {"ModifyImageAttribute", "ResetImageAttribute"}
+"""What gives other projects a share is for admins."""
 
 
 def who(access_level: str) -> Identity:
@@ -21,11 +23,12 @@ def test_every_action_is_named_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("action", sorted(policy.NEEDED))
-def test_readers_read_and_members_change(action: str) -> None:
+def test_readers_read_members_change_and_admins_share(action: str) -> None:
     reads = action.startswith(READS)
     assert policy.is_allowed(who("reader"), action) is reads
-    assert policy.is_allowed(who("member"), action)
+    assert policy.is_allowed(who("member"), action) is (action not in OPENS_TO_OTHERS)
     assert policy.is_allowed(who("admin"), action)
+    assert policy.is_change(action) is not reads
 
 
 @pytest.mark.parametrize("access_level", ["", "owner", "Admin", "none"])
@@ -33,8 +36,9 @@ def test_an_unknown_access_level_may_do_nothing(access_level: str) -> None:
     assert not any(policy.is_allowed(who(access_level), action) for action in policy.NEEDED)
 
 
-def test_an_unknown_action_is_nobodys() -> None:
-    assert not policy.is_allowed(who("admin"), "DeleteEverything")
+@pytest.mark.parametrize("action", ["", "DeleteEverything", "describeinstances", "RunInstances "])
+def test_an_unknown_action_is_nobodys(action: str) -> None:
+    assert not any(policy.is_allowed(who(level), action) for level in ("reader", "member", "admin"))
 
 
 def test_a_reader_is_refused_before_anything_is_looked_up(front: Front) -> None:

@@ -139,14 +139,14 @@ def test_delete(shell: Shell) -> None:
 
 def test_changes_are_written_down_with_who_made_them(shell: Shell) -> None:
     shell.give_key()
-    import sqlite3
-
-    with sqlite3.connect(shell.config.state_dir / "store.sqlite") as connection:
-        rows = connection.execute("SELECT actor, action, subject FROM audit ORDER BY id").fetchall()
-    assert [row[1:] for row in rows] == [
-        ("CreateProject", "demo"),
-        ("CreateUser", "admin"),
+    user, project, key = (shell.json(noun, "list")[0] for noun in ("user", "project", "key"))
+    entries = shell.json("audit")
+    assert [(one["action"], one["subject"]) for one in entries] == [
+        ("CreateProject", f"demo {project['project_id']}"),
+        ("CreateUser", f"admin {user['user_id']}"),
         ("AddUserToProject", "admin demo admin"),
-        ("CreateAccessKey", "admin demo"),
+        ("CreateAccessKey", f"admin demo {key['access_key_id']}"),
     ]
-    assert all(row[0].startswith("operator ") for row in rows)
+    assert all(one["actor"].startswith("operator ") for one in entries)
+    assert {one["source"] for one in entries} == {"command line"}
+    assert {one["result"] for one in entries} == {"ok"}

@@ -81,7 +81,7 @@ def test_images_with_owner_alias_and_kind(front: Front, ec2: Any) -> None:
     assert ids(Owners=["self"]) == {mine.image_id}
     assert ids(Owners=[front.keys.project_id]) == {mine.image_id}
     assert ids(Owners=["amazon"]) == {front.image.image_id, kernel.image_id}
-    assert ids(ExecutableUsers=["self"]) == {mine.image_id}
+    assert ids(ExecutableUsers=["self"]) == set()
     assert ids(ExecutableUsers=["all"]) == {front.image.image_id, kernel.image_id}
     assert ids(ImageIds=[mine.image_id]) == {mine.image_id}
     assert ids(Filters=[{"Name": "name", "Values": ["m*"]}]) == {mine.image_id}
