@@ -37,6 +37,7 @@ NEEDED: Mapping[str, str] = MappingProxyType(
         "DescribeSecurityGroups": READER,
         "DescribeSubnets": READER,
         "DescribeTags": READER,
+        "DescribeVpcAttribute": READER,
         "DescribeVpcs": READER,
         "GetCallerIdentity": READER,
         "GetConsoleOutput": READER,

@@ -58,6 +58,7 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
         "DescribeSecurityGroups": security_groups.describe_security_groups,
         "DescribeSubnets": networks.describe_subnets,
         "DescribeTags": tags.describe_tags,
+        "DescribeVpcAttribute": networks.describe_vpc_attribute,
         "DescribeVpcs": networks.describe_vpcs,
         "GetConsoleOutput": console.get_console_output,
         "GetPasswordData": password.get_password_data,

@@ -21,6 +21,12 @@ _NAME_OPTIONS = Constant(
     }
 )
 _UNBLOCKED = Constant({"InternetGatewayBlockMode": "off"})
+_ATTRIBUTES = {
+    "enableDnsSupport": {"EnableDnsSupport": {"Value": True}},
+    # Names are given to public addresses, which no instance has.
+    "enableDnsHostnames": {"EnableDnsHostnames": {"Value": False}},
+    "enableNetworkAddressUsageMetrics": {"EnableNetworkAddressUsageMetrics": {"Value": False}},
+}
 
 
 @action(filters=(*topology.VPC_FILTERS, *TAGS), page=Page())
@@ -45,6 +51,15 @@ def describe_vpcs(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     found, reply = page_of(call.read(read), size, lambda vpc: (vpc.vpc_id,))
     reply["Vpcs"] = [_vpc(call, vpc) for vpc in found]
     return reply
+
+
+@action()
+def describe_vpc_attribute(call: Call, params: dict[str, Any]) -> dict[str, Any]:
+    """Return one attribute of a VPC; they are the same for all."""
+    [vpc_id] = ids = check_ids([params["VpcId"]], "vpc", "InvalidVpcID")
+    if missing := missing_of(ids, call.read(lambda tx: topology.known_vpcs(tx, ids))):
+        raise vpcs_not_found(missing)
+    return {"VpcId": vpc_id} | _ATTRIBUTES[params["Attribute"]]
 
 
 @action(filters=(*topology.SUBNET_FILTERS, *TAGS), page=Page())
