@@ -5,12 +5,14 @@ What cannot be here has the answer that is true: nothing matches, or the one val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import fields
 from sqlalchemy import ColumnElement, Text, and_, case, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from appliance.model import InstanceState
+from appliance.model import InstanceState, NetworkSpec
 from appliance.store import Transaction, filters
 from appliance.store.schema import (
     addresses,
@@ -54,6 +56,12 @@ TOKEN = case(
 )
 """The client token that an owner may see, in a query that joins the reservation."""
 
+# Values are stored without the members that have their defaults.
+_USUAL_DOMAIN = {field.name: field.default for field in fields(NetworkSpec)}["domain"]
+
+# A fraction is zero, or only a beginning that a star follows.
+_WHOLE_SECONDS = re.compile(r"([^.]*)(?:\.(?:0*|0*\*)Z?)?", re.DOTALL)
+
 _state_code = case(
     {str(name): str(code) for name, code in STATE_CODES.items()}, value=instances.c.state
 )
@@ -61,11 +69,14 @@ _state_code = case(
 
 def attribute(tx: Transaction, name: str) -> ColumnElement[str]:
     """Return an instance's attribute as text; NULL where it is not set."""
+    return _member(tx, instances.c.attributes, name)
+
+
+def _member(tx: Transaction, body: ColumnElement[bytes], name: str) -> ColumnElement[str]:
+    """Return a member of a JSON object as text."""
     if tx.is_sqlite:
-        text = cast(instances.c.attributes, Text)
-        return cast(func.json_extract(text, f"$.{name}"), Text)
-    body = cast(func.convert_from(instances.c.attributes, "UTF8"), JSONB)
-    text_of: ColumnElement[str] = body[name].astext
+        return cast(func.json_extract(cast(body, Text), f"$.{name}"), Text)
+    text_of: ColumnElement[str] = cast(func.convert_from(body, "UTF8"), JSONB)[name].astext
     return text_of
 
 
@@ -143,8 +154,14 @@ def _is_primary(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
 
 def _dns_name(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
     """The name is made of the address: ``ip-10-0-0-5.`` and the network's domain."""
-    hosts = [value.removeprefix("ip-").partition(".")[0] for value in values if value[:3] == "ip-"]
-    return _address(tx, [host.replace("-", ".") for host in hosts])
+    host = literal("ip-") + func.replace(addresses.c.address, ".", "-")
+    domain = func.coalesce(_member(tx, networks.c.body, "domain"), _USUAL_DOMAIN)
+    name = host + literal(".") + domain
+    return ports.c.id.in_(
+        select(addresses.c.port_id)
+        .join(networks, networks.c.id == addresses.c.network_id)
+        .where(addresses.c.port_id.is_not(None), filters.matches(tx, name, values))
+    )
 
 
 def _port_tag(column: ColumnElement[str]) -> filters.Rule:
@@ -159,7 +176,15 @@ def _root_device_name(tx: Transaction, values: Sequence[str]) -> ColumnElement[b
     )
 
 
-_launched = filters.moment(LAUNCHED_AT)
+_launched_at = filters.moment(LAUNCHED_AT)
+
+
+def _launched(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
+    """Times are shown without their fractions of a second, and go by what is shown."""
+    whole = [found[1] for value in values if (found := _WHOLE_SECONDS.fullmatch(value))]
+    return _launched_at(tx, whole)
+
+
 _zone = filters.text(ZONE)
 _private_dns_name = _of_ports(_dns_name)
 _private_address = _of_ports(_address)
