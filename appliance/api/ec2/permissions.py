@@ -54,7 +54,10 @@ def _of_historic_form(params: Mapping[str, Any]) -> list[dict[str, Any]]:
         permission[field] = [{key: params["CidrIp"]}]
     if "SourceSecurityGroupName" in params:
         permission.setdefault("IpProtocol", "-1")
-        permission["UserIdGroupPairs"] = [{"GroupName": params["SourceSecurityGroupName"]}]
+        pair = {"GroupName": params["SourceSecurityGroupName"]}
+        if "SourceSecurityGroupOwnerId" in params:
+            pair["UserId"] = params["SourceSecurityGroupOwnerId"]
+        permission["UserIdGroupPairs"] = [pair]
     return [permission] if permission else []
 
 

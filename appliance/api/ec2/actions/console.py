@@ -16,7 +16,7 @@ LARGEST_OUTPUT = 64 * 1024
 _MOST_S = 10.0
 
 
-@action()
+@action(ignores=("Latest",))
 def get_console_output(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return the end of the output; an empty one for an instance that is on no node."""
     [instance_id] = check_ids([params["InstanceId"]], "i", "InvalidInstanceID")

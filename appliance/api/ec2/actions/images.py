@@ -30,7 +30,11 @@ def check_image_id(image_id: str, prefix: str = "ami") -> str:
     return image_id
 
 
-@action(filters=(*image_filters.FILTERS, *TAGS), page=Page(smallest=1))
+@action(
+    filters=(*image_filters.FILTERS, *TAGS),
+    page=Page(smallest=1),
+    ignores=("IncludeDeprecated", "IncludeDisabled"),
+)
 def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return the images that the project may use: its own, public ones, those shared with it."""
     ids = [check_image_id(each) for each in dict.fromkeys(params.get("ImageIds", ()))]

@@ -21,7 +21,11 @@ MOST_IDS = 100
 _STATES = {name: Constant({"Code": code, "Name": str(name)}) for name, code in STATE_CODES.items()}
 
 
-@action(filters=(*FILTERS, *TAGS), page=Page(excludes={"InstanceIds": "instancesSet"}))
+@action(
+    filters=(*FILTERS, *TAGS),
+    page=Page(excludes={"InstanceIds": "instancesSet"}),
+    ignores=("IncludeManagedResources",),
+)
 def describe_instance_status(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return how instances and their nodes do; those that run, or all of them."""
     ids = check_ids(params.get("InstanceIds", ()), "i", "InvalidInstanceID")

@@ -98,7 +98,11 @@ FILTERS: Mapping[str, Property[InstanceType]] = {
 """What instance types can be filtered by."""
 
 
-@action(filters=FILTERS, page=Page(largest=100, size=100))
+@action(
+    filters=FILTERS,
+    page=Page(largest=100, size=100),
+    ignores=("IncludeUnsupportedInRegion",),
+)
 def describe_instance_types(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return instance types in the order of the catalog."""
     asked = params.get("InstanceTypes", [])

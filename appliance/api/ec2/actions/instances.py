@@ -41,7 +41,11 @@ _NAME_OPTIONS = Constant(
 _MAINTENANCE = Constant({"AutoRecovery": "disabled", "RebootMigration": "disabled"})
 
 
-@action(filters=(*FILTERS, *TAGS), page=Page(excludes={"InstanceIds": "instancesSet"}))
+@action(
+    filters=(*FILTERS, *TAGS),
+    page=Page(excludes={"InstanceIds": "instancesSet"}),
+    ignores=("IncludeManagedResources",),
+)
 def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return instances by reservation, from the store alone: a silent node hides nothing."""
     ids = check_ids(params.get("InstanceIds", ()), "i", "InvalidInstanceID")

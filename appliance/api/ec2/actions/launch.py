@@ -118,6 +118,7 @@ REFUSED = (
     ),
 )
 """What a launch cannot have here."""
+_ONLY_TUNING = ("AdditionalInfo", "EbsOptimized", "MaintenanceOptions", "Operator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class _Nic:
     group_ids: Sequence[str]
 
 
-@action(refuses=REFUSED)
+@action(refuses=REFUSED, ignores=_ONLY_TUNING)
 def run_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Accept a launch and return its reservation; the instances are pending.
 

@@ -73,7 +73,7 @@ def stop_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return {"StoppingInstances": _changes(ids, found, STOPPING, kept=[STOPPED])}
 
 
-@action()
+@action(ignores=("AdditionalInfo",))
 def start_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Want stopped instances running."""
     ids = ids_of(params)

@@ -51,7 +51,7 @@ ZONE_FILTERS: Mapping[str, Property[_Zone]] = {
 """What zones can be filtered by."""
 
 
-@action(filters=REGION_FILTERS)
+@action(filters=REGION_FILTERS, ignores=("AllRegions",))
 def describe_regions(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return the one region, at the address by which the client knows it."""
     region = call.parts.region
@@ -64,7 +64,7 @@ def describe_regions(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     return {"Regions": [found] if shown else []}
 
 
-@action(filters=ZONE_FILTERS)
+@action(filters=ZONE_FILTERS, ignores=("AllAvailabilityZones",))
 def describe_availability_zones(call: Call, params: dict[str, Any]) -> dict[str, Any]:
     """Return the zones of all nodes; one is available while a node of it is up."""
     known = {call.parts.zone: True} | call.read(zones.list_all)
