@@ -24,6 +24,9 @@ from appliance.run import Secret
 FIELDS = ("instance", "request", "step", "ms")
 LARGEST_FILE_BYTES = 10 << 20
 KEPT_FILES = 3
+LONGEST_LINE = 64 << 10
+"""Characters of a message that are logged: what somebody sent must not push out the rest."""
+
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 _TALKATIVE = ("alembic", "botocore", "urllib3", "sqlalchemy", "cheroot", "pyroute2", "asyncio")
@@ -55,7 +58,9 @@ class LineFormatter(logging.Formatter):
             for name in FIELDS
             if getattr(record, name, None) is not None
         )
-        line = f"{record.levelname:<7} {record.name} {_one_line(text)}{fields}"
+        left_out = len(text) - LONGEST_LINE
+        cut = f"{text[:LONGEST_LINE]}… and {left_out} characters" if left_out > 0 else text
+        line = f"{record.levelname:<7} {record.name} {_one_line(cut)}{fields}"
         if self._for_journal:
             return f"<{_PRIORITIES.get(record.levelno, 6)}>{line}"
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

@@ -127,11 +127,15 @@ class RebootWanted(InstanceMessage, frozen=True, kw_only=True):
 
 
 class DeadLetter(Message, frozen=True, kw_only=True):
-    """To ``controller``: a message was given up after its last attempt."""
+    """To ``controller``: a message was given up after its last attempt.
+
+    Of one that could not be read, ``subject`` says what it was about: its lane.
+    """
 
     message_id: str
     topic: str
     kind: str
+    subject: str = ""
     instance_id: str = ""
     instance_ids: tuple[str, ...] = ()
     epoch: int = 0

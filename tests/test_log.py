@@ -64,6 +64,14 @@ def test_one_line_whatever_is_in_it(tmp_path: Path) -> None:
     assert "ValueError: two\\nlines" in second
 
 
+def test_no_line_is_without_end(tmp_path: Path) -> None:
+    log.to_file(tmp_path / "log", "INFO")
+    logging.getLogger("x").info("%s", "y" * (1 << 20))
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert len(line) < log.LONGEST_LINE + 200
+    assert line.endswith(f"… and {(1 << 20) - log.LONGEST_LINE} characters")
+
+
 def test_secrets_are_masked(tmp_path: Path) -> None:
     path = tmp_path / "node.log"
     log.to_file(path, "INFO")

@@ -259,6 +259,7 @@ def _dead_letter(row: OutboxRow, error: str) -> DeadLetter | None:
         message_id=row.id,
         topic=row.topic,
         kind=row.kind,
+        subject=row.lane,
         instance_id=getattr(message, "instance_id", ""),
         instance_ids=getattr(message, "instance_ids", ()),
         epoch=getattr(message, "epoch", 0),

@@ -207,9 +207,16 @@ class ComputeNode:
         answer = self._parts.bus.call("controller", question, Holdings, deadline_s)
         self._is_confirmed = True
         for order in answer.orders:
-            self.worker.order(order)
+            self._take(order)
         kept = KeepPorts(instance_ids=tuple(self.worker.held()))
         self._parts.bus.call(node_topic("datapath", self._parts.node_id), kept, Done, deadline_s)
+
+    def _take(self, order: Order) -> None:
+        """Take an order of the inventory; one that fails comes again and holds up no other."""
+        try:
+            self.worker.order(order)
+        except Exception:
+            log.exception("could not take the order for %s; it comes again", order.instance_id)
 
     def retry(self) -> None:
         """Take up what failed, repeat what was not confirmed, ask until the controller answers."""

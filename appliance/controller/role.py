@@ -24,7 +24,7 @@ from appliance.messages import (
 from appliance.model import Desired, InstanceState, Reason
 from appliance.node import NodeParts
 from appliance.role import Periodic, Role
-from appliance.store import Transaction, history, instances, nodes, placements
+from appliance.store import Transaction, history, instances, launches, nodes, placements
 from appliance.store.instances import Instance
 from appliance.store.placements import Placement
 
@@ -145,10 +145,12 @@ def dead_letter(parts: NodeParts, message: DeadLetter, delivery: Delivery) -> No
         if message.kind == Place.__name__:
             _fail_unplaced(tx, message)
             return
-        instance = instances.get(tx, message.instance_id) if message.instance_id else None
-        if instance is None or message.kind != Order.__name__:
+        if message.kind != Order.__name__:
             return
-        if instance.epoch != message.epoch or instance.state is not InstanceState.PENDING:
+        instance = instances.get(tx, message.instance_id or message.subject)
+        if instance is None or instance.state is not InstanceState.PENDING:
+            return
+        if message.instance_id and message.epoch != instance.epoch:
             return
         text = f"The order to the node was given up: {message.error}"
         reason = Reason(code="Server.InternalError", message=text[:1000])
@@ -172,7 +174,8 @@ def _give_up(tx: Transaction, instance: Instance, reason: Reason) -> None:
 def _fail_unplaced(tx: Transaction, message: DeadLetter) -> None:
     text = f"It could not be placed: {message.error}"
     reason = Reason(code="Server.InternalError", message=text[:1000])
-    for instance in instances.find(tx, message.instance_ids):
+    ids = message.instance_ids or launches.instance_ids(tx, message.subject)
+    for instance in instances.find(tx, ids):
         kept = placements.active(tx, instance.instance_id)
         if instance.desired is not Desired.RUNNING or instance.state is not InstanceState.PENDING:
             continue

@@ -88,6 +88,12 @@ def find_by_token(tx: Transaction, project_id: str, client_token: str) -> Reserv
     return Reservation(reservation_id=row.id, request_hash=row.request_hash) if row else None
 
 
+def instance_ids(tx: Transaction, reservation_id: str) -> tuple[str, ...]:
+    """Return the ids of a reservation's instances, in the order of their launch."""
+    query = select(instances.c.id).where(instances.c.reservation_id == reservation_id)
+    return tuple(tx.execute(query.order_by(instances.c.launch_index)).scalars())
+
+
 def take_quota(
     tx: Transaction, project_id: str, instance_type: InstanceType, min_count: int, max_count: int
 ) -> int:

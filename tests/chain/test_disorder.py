@@ -41,6 +41,7 @@ def assert_gone(chain: Chain) -> None:
     assert chain.quota_used() == NOTHING_USED
 
 
+@pytest.mark.faults("races: terminate in a launch", quick=True)
 @pytest.mark.parametrize("point", ["bus.before.Place", "bus.after.Place", *POINTS])
 def test_terminated_in_the_middle(chain: Chain, point: str) -> None:
     chain.faults.at(point, lambda: chain.terminate(only_id(chain)), nth=1)
@@ -73,6 +74,7 @@ def test_stopped_and_started_by_an_operator_in_the_middle(chain: Chain, point: s
     chain.assert_clean()
 
 
+@pytest.mark.faults("races: orders", quick=True)
 def test_doubled_orders(chain: Chain) -> None:
     (instance_id,) = chain.run_instances()
     chain.wait_for("running", instance_id)
@@ -91,6 +93,7 @@ def test_doubled_orders(chain: Chain) -> None:
     assert_gone(chain)
 
 
+@pytest.mark.faults("races: orders", quick=True)
 def test_a_late_order_after_the_end(chain: Chain) -> None:
     (instance_id,) = chain.run_instances()
     chain.wait_for("running", instance_id)
@@ -102,6 +105,7 @@ def test_a_late_order_after_the_end(chain: Chain) -> None:
     assert_gone(chain)
 
 
+@pytest.mark.faults("races: orders", quick=True)
 def test_an_order_of_an_older_epoch(chain: Chain) -> None:
     (instance_id,) = chain.run_instances()
     chain.wait_for("running", instance_id)
@@ -119,6 +123,7 @@ def test_an_order_of_an_older_epoch(chain: Chain) -> None:
     assert chain.get(instance_id).state == "running"
 
 
+@pytest.mark.faults("races: orders", quick=True)
 def test_the_end_overtakes_the_order(chain: Chain) -> None:
     def be_late() -> None:
         chain.terminate(only_id(chain))
@@ -193,6 +198,7 @@ def failing_for(method: Callable[..., None], verb: str) -> Callable[..., None]:
     return handle
 
 
+@pytest.mark.faults("bus: poison", quick=True)
 def test_an_order_that_is_given_up(make_chain: MakeChain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "order", failing_for(Worker.order, "run"))
     chain = make_chain(bus={"attempts": 2}, compute={"inventory_every_s": 60.0})
@@ -206,6 +212,7 @@ def test_an_order_that_is_given_up(make_chain: MakeChain, monkeypatch: pytest.Mo
     monkeypatch.undo()
 
 
+@pytest.mark.faults("bus: poison", quick=True)
 def test_a_placement_that_is_given_up(
     make_chain: MakeChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +232,7 @@ def test_a_placement_that_is_given_up(
     chain.wait_for("running", other)
 
 
+@pytest.mark.faults("bus: poison", quick=True)
 def test_reports_that_cannot_be_handled_for_a_while(
     make_chain: MakeChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +252,7 @@ def test_reports_that_cannot_be_handled_for_a_while(
     chain.assert_clean(allowed={"I6.DEAD_LETTER"})
 
 
+@pytest.mark.faults("bus: poison", quick=True)
 @pytest.mark.parametrize(
     ("kind", "body"),
     [
@@ -270,6 +279,7 @@ def test_poison(chain: Chain, kind: str, body: bytes) -> None:
     chain.assert_clean(allowed={"I6.DEAD_LETTER"})
 
 
+@pytest.mark.faults("races: orders", quick=True)
 def test_placing_twice_places_once(chain: Chain) -> None:
     (instance_id,) = chain.run_instances()
     chain.wait_for("running", instance_id)
