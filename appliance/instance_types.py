@@ -119,7 +119,8 @@ def load(path: Path | None) -> Catalog:
         file = msgspec.convert(raw, _File)
     except OSError as error:
         raise ConfigError(
-            f"Could not read the instance types in {path}: {error.strerror}."
+            f"Could not read the instance types in {path}: {error.strerror}.",
+            hint="Name a TOML file that is there.",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(

@@ -89,7 +89,7 @@ def zone_names(region: str, given: str) -> tuple[str, ...]:
                 hint=f"Give letters, --zones a,b for {region}a and {region}b, or full names.",
             )
     if len(set(names)) != len(names):
-        raise InputError(f"A zone is named twice in {given!r}.")
+        raise InputError(f"A zone is named twice in {given!r}.", hint="Name each zone once.")
     return names
 
 
@@ -173,7 +173,7 @@ class Sandbox:
     :param folder: where its state is; what is there already is taken up again.
     :param survives: keep the fakes' instances there, too.
     :param key: id and secret of an access key to adopt.
-    :raises ConfigError: the folder is in use, belongs to another account, or cannot be made.
+    :raises ConfigError: the port is taken, or the folder is in use or belongs to another account.
     """
 
     def __init__(
@@ -189,6 +189,8 @@ class Sandbox:
                 f"{options.nodes} nodes cannot make {len(options.zones)} zones.",
                 hint=f"Each zone needs a node, and there may be {MOST_NODES}.",
             )
+        check_account(options.account)
+        check_port(options.port)
         self.folder = folder.absolute()
         self.zones = options.zones
         self.is_temporary = not survives
@@ -270,7 +272,9 @@ def _config(settings: Mapping[str, Any]) -> Config:
     try:
         return msgspec.convert(settings, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"The sandbox cannot be made so: {error}.") from error
+        raise ConfigError(
+            f"The sandbox cannot be made so: {error}.", hint="`anynode sandbox --help` explains."
+        ) from error
 
 
 def _count_up(tx: Transaction) -> int:
@@ -384,6 +388,33 @@ class EnvFile:
                 self.path.unlink()
         except FileNotFoundError:
             return
+
+
+def check_account(account: str) -> None:
+    """Refuse what is no account number.
+
+    :raises InputError: it is none.
+    """
+    if not re.fullmatch(r"\d{12}", account, re.ASCII):
+        raise InputError(
+            f"{account!r} is no account number.", hint="They have twelve digits: 123456789012."
+        )
+
+
+def check_port(port: int) -> None:
+    """Refuse early a port that cannot be listened on.
+
+    :raises ConfigError: it is taken, or not for this user.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"Could not listen on 127.0.0.1 port {port}: {error.strerror}.",
+                hint="Name another one with --port, or use --port 0 for one that is free.",
+            ) from error
 
 
 def _is_listened_on(endpoint: str) -> bool:

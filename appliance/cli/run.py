@@ -64,6 +64,7 @@ def _run(access: Access, log_file: Path | None) -> None:
     with node_process.recorded(process, config.run_dir) as write:
         try:
             node.start()
+            signals.up()
             write(node_process.up(process))
             signals.wait()
         finally:

@@ -123,6 +123,7 @@ def sandbox(
         running = parts.Sandbox(options, folder, survives=state is not None, key=_own_key())
         try:
             running.start()
+            signals.up()
             env.write(running)
             for line in parts.usage(running, env_file, program_name()):
                 say(line)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import queue
 import signal
-import threading
 from types import FrameType
 
 
@@ -14,21 +14,28 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
-        self._is_waiting = False
+        # Not an Event: its lock may be held where the signal interrupts this thread.
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_up = False
+        self._is_asked = False
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_waiting or self._asked.is_set():
+        if not self._is_up or self._is_asked:
             raise KeyboardInterrupt
-        self._asked.set()
+        self._is_asked = True
+        self._asked.put(None)
+
+    def up(self) -> None:
+        """Note that the start is done: from now on the first signal only ends :meth:`wait`."""
+        self._is_up = True
 
     def ask(self) -> None:
         """Let :meth:`wait` return as after a signal; for another thread."""
-        self._asked.set()
+        self._asked.put(None)
 
     def wait(self) -> None:
-        """Return at the first signal."""
-        self._is_waiting = True
-        self._asked.wait()
+        """Return at the first signal since :meth:`up`."""
+        self.up()
+        self._asked.get()
