@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -267,6 +268,29 @@ class Front:
         }
         found["handled"] = [row for row in found["handled"] if row[0] != audit.REFUSED]
         return found
+
+    def restart_api(self) -> None:
+        """End the server and begin anew, with a store and memory of its own, on another port."""
+        self.server.close()
+        self.store.close()
+        self.store = Store(self.config.store_url, self.world)
+        self.store.on_commit(self._remember)
+        self.parts = dataclasses.replace(self.parts, store=self.store)
+        self.server = make_server(self.parts)
+        self.server.open()
+        self.url = f"http://127.0.0.1:{self.server.port}"
+
+    @contextmanager
+    def second_api(self) -> Iterator[str]:
+        """Give the URL of another API over the same store, as a second process has it."""
+        store = Store(self.config.store_url, self.world)
+        server = make_server(dataclasses.replace(self.parts, store=store))
+        server.open()
+        try:
+            yield f"http://127.0.0.1:{server.port}"
+        finally:
+            server.close()
+            store.close()
 
     def close(self) -> None:
         """End the server and the store."""

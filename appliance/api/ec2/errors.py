@@ -200,6 +200,11 @@ def request_expired(reason: str) -> Ec2Error:
     return Ec2Error("RequestExpired", f"Request has expired. {reason}".rstrip())
 
 
+def dated_twice() -> Ec2Error:
+    """Refuse two parameters of which older ways of signing allowed one."""
+    return Ec2Error("InvalidRequest", "Timestamp and Expires cannot be given both.")
+
+
 def invalid_security_token() -> Ec2Error:
     return Ec2Error(
         "InvalidClientTokenId", "The security token included in the request is invalid."

@@ -103,6 +103,8 @@ class FrontDoor:
         identity = progress.identity = self._recognise(request, progress, now)
         pairs = decode_form(request.target.partition("?")[2].encode("latin-1"))
         pairs += decode_form(request.body)
+        if {"Timestamp", "Expires"} <= {name for name, _ in pairs}:
+            raise errors.dated_twice()
         if ("Action", CALLER_IDENTITY) in pairs:
             return self._who_am_i(identity, progress)
         progress.action = _known_action(pairs)
