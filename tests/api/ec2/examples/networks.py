@@ -137,3 +137,10 @@ def describe_tags(stage: Stage) -> None:
     stage.ask("CreateTags", Resources=[group], Tags=TAGS)
     found = stage.ask("DescribeTags", Filters=where(resource_id=group))["Tags"]
     assert [tag["Key"] for tag in found] == ["Name", "empty"]
+
+
+@example("DescribeVpcAttribute")
+def describe_vpc_attributes(stage: Stage) -> None:
+    [vpc] = stage.ask("DescribeVpcs", Filters=where(is_default="true"))["Vpcs"]
+    for name in ("enableDnsSupport", "enableDnsHostnames", "enableNetworkAddressUsageMetrics"):
+        stage.ask("DescribeVpcAttribute", VpcId=vpc["VpcId"], Attribute=name)

@@ -59,14 +59,16 @@ class _EverybodyIsIn:
 
 
 class Stage:
-    """The API of a node, called past HTTP and signatures by an admin of the project ``demo``."""
+    """The API of a node, called past HTTP and signatures by an admin of a project.
 
-    def __init__(self, front: Front) -> None:
+    :param project_id: not given, that of ``demo``.
+    """
+
+    def __init__(self, front: Front, project_id: str = "") -> None:
         self.front = front
+        self.project_id = project_id or front.keys.project_id
         self.meant: Counter[str] = Counter()
-        who = Identity(
-            user_id="u", user_name="u", project_id=front.keys.project_id, access_level="admin"
-        )
+        who = Identity(user_id="u", user_name="u", project_id=self.project_id, access_level="admin")
         self._door = FrontDoor(front.parts, _EverybodyIsIn(who))  # type: ignore[arg-type]
         self._results: list[tuple[str, Mapping[str, Any]]] = []
         serialize = self._door._serializer.serialize
@@ -95,6 +97,17 @@ class Stage:
             raise Refused(error["Code"], error["Message"], reply.status)
         self._compare(action, parsed, reply, operation)
         return parsed
+
+    def refusal(self, action: str, **params: Any) -> str:
+        """Return the code with which a call is refused.
+
+        :raises AssertionError: it is not.
+        """
+        try:
+            reply = self.ask(action, **params)
+        except Refused as refused:
+            return refused.code
+        raise AssertionError(f"{action} was not refused: {reply}")
 
     @staticmethod
     def has_output(action: str) -> bool:
