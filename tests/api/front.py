@@ -186,12 +186,14 @@ class Front:
         }
         return self.change(lambda tx: images.create(tx, NewImage(**new)))
 
-    def client(self, keys: Keys | None = None, path: str = "", service: str = "ec2") -> Any:
-        """Return an unmodified boto3 client."""
+    def client(
+        self, keys: Keys | None = None, path: str = "", service: str = "ec2", url: str = ""
+    ) -> Any:
+        """Return an unmodified boto3 client, of another API if its URL is given."""
         keys = keys or self.keys
         return _session.client(
             service,
-            endpoint_url=self.url + path,
+            endpoint_url=(url or self.url) + path,
             region_name="local-1",
             aws_access_key_id=keys.access_key_id,
             aws_secret_access_key=keys.secret,
