@@ -100,9 +100,7 @@ class Action:
         return self.function(call, params)
 
     def check(self, params: dict[str, Any]) -> None:
-        """Refuse what the action does not take, and drop what it takes no notice of."""
-        for name in self.ignores:
-            params.pop(name, None)
+        """Refuse what the action does not take, and settle the size of a page."""
         for refusal in self.refuses:
             refusal.check(params)
         for name, _ in filters_of(params):
@@ -124,7 +122,8 @@ def action(
     :param filters: names of filters, best the mapping that the store goes by.
     :param page: how a list is paged; without it the action takes no ``MaxResults``.
     :param refuses: parameters that are answered with an error.
-    :param ignores: parameters that are taken without effect: they only tune EC2.
+    :param ignores: parameters that are taken without effect: they only tune EC2. The function gets
+        them: a request that repeats another must have them, too.
     """
 
     def make(function: Function) -> Action:

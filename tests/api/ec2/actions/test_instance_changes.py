@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,25 @@ def running(front: Front) -> str:
     front.make_running([instance_id])
     front.bus.casts.clear()
     return instance_id
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Front, Any, str]]:
+    """An instance that runs, for requests that leave it as it is."""
+    front = Front(tmp_path_factory.mktemp("untouched"))
+    [instance_id] = front.run()
+    front.make_running([instance_id])
+    yield front, front.client(), instance_id
+    front.close()
+
+
+def refused_alike(untouched: tuple[Front, Any, str], change: Any) -> dict[str, str]:
+    """Return how a change is refused that must leave all instances as they were."""
+    front, ec2, instance_id = untouched
+    before = front.rows(schema.instances)
+    found = error_of(ec2.modify_instance_attribute, InstanceId=instance_id, **change)
+    assert front.rows(schema.instances) == before
+    return found
 
 
 @pytest.fixture
@@ -125,11 +145,10 @@ def test_user_data_is_in_no_log(
         {"Attribute": "instanceType", "Value": "t3.nano"},
     ],
 )
-def test_some_attributes_need_a_stopped_instance(ec2: Any, running: str, change: Any) -> None:
-    refused = error_of(ec2.modify_instance_attribute, InstanceId=running, **change)
-    assert refused == {
+def test_some_attributes_need_a_stopped_instance(untouched: Any, change: Any) -> None:
+    assert refused_alike(untouched, change) == {
         "Code": "IncorrectInstanceState",
-        "Message": f"The instance '{running}' is not in the 'stopped' state.",
+        "Message": f"The instance '{untouched[2]}' is not in the 'stopped' state.",
     }
 
 
@@ -229,8 +248,11 @@ def test_groups_that_cannot_be(front: Front, ec2: Any, running: str) -> None:
         {"BlockDeviceMappings": [{"DeviceName": "/dev/vda", "Ebs": {"DeleteOnTermination": True}}]},
     ],
 )
-def test_what_is_so_anyway_may_be_asked_for(ec2: Any, running: str, change: Any) -> None:
-    ec2.modify_instance_attribute(InstanceId=running, **change)
+def test_what_is_so_anyway_may_be_asked_for(untouched: Any, change: Any) -> None:
+    front, ec2, instance_id = untouched
+    before = front.rows(schema.instances)
+    ec2.modify_instance_attribute(InstanceId=instance_id, **change)
+    assert front.rows(schema.instances) == before
 
 
 KEPT = [{"DeviceName": "/dev/vda", "Ebs": {"DeleteOnTermination": False}}]
@@ -273,12 +295,8 @@ OTHERS = [{"DeviceName": "/dev/vda", "Ebs": {"VolumeId": "vol-0123456789abcdef0"
         ({"Attribute": "blockDeviceMapping", "Value": "/dev/vda=true"}, "InvalidParameterValue"),
     ],
 )
-def test_what_cannot_be_is_refused(
-    front: Front, ec2: Any, running: str, change: Any, code: str
-) -> None:
-    before = front.rows(schema.instances)
-    assert code_of(ec2.modify_instance_attribute, InstanceId=running, **change) == code
-    assert front.rows(schema.instances) == before
+def test_what_cannot_be_is_refused(untouched: Any, change: Any, code: str) -> None:
+    assert refused_alike(untouched, change)["Code"] == code
 
 
 def test_an_instance_that_has_ended_or_is_anothers(front: Front, ec2: Any, running: str) -> None:

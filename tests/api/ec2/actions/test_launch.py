@@ -297,10 +297,25 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "profile": ({"IamInstanceProfile": {"Name": "x"}}, "UnsupportedOperation"),
     "address": ({"PrivateIpAddress": "10.64.0.9"}, "UnsupportedOperation"),
     "no metadata": ({"MetadataOptions": {"HttpEndpoint": "disabled"}}, "UnsupportedOperation"),
-    "gone when off": (
-        {"InstanceInitiatedShutdownBehavior": "terminate"},
+    "metadata over IPv6": (
+        {"MetadataOptions": {"HttpProtocolIpv6": "enabled"}},
         "UnsupportedOperation",
     ),
+    "fewer cores": ({"CpuOptions": {"CoreCount": 2}}, "UnsupportedOperation"),
+    "threads": ({"CpuOptions": {"ThreadsPerCore": 2}}, "UnsupportedOperation"),
+    "names of ids": (
+        {"PrivateDnsNameOptions": {"HostnameType": "resource-name"}},
+        "UnsupportedOperation",
+    ),
+    "licence": (
+        {"LicenseSpecifications": [{"LicenseConfigurationArn": "arn:x"}]},
+        "UnsupportedOperation",
+    ),
+    "two zones": (
+        {"Placement": {"AvailabilityZone": "local-1a", "AvailabilityZoneId": "local-1a"}},
+        "InvalidParameterCombination",
+    ),
+    "zone id": ({"Placement": {"AvailabilityZoneId": "mars"}}, "InvalidParameterValue"),
     "no hop": ({"MetadataOptions": {"HttpPutResponseHopLimit": 0}}, "InvalidParameterValue"),
     "many hops": ({"MetadataOptions": {"HttpPutResponseHopLimit": 65}}, "InvalidParameterValue"),
     "two cards": (
@@ -353,7 +368,14 @@ def test_a_bad_launch_leaves_nothing(front: Front, ec2: Any, name: str) -> None:
 @pytest.mark.parametrize("hops", [1, 64])
 def test_what_is_so_anyway_may_be_asked_for(front: Front, ec2: Any, hops: int) -> None:
     options = {"HttpEndpoint": "enabled", "HttpPutResponseHopLimit": hops}
-    more = {"MetadataOptions": options, "InstanceInitiatedShutdownBehavior": "stop"}
+    more = {
+        "MetadataOptions": options,
+        "InstanceInitiatedShutdownBehavior": "stop",
+        "CpuOptions": {"CoreCount": 1, "ThreadsPerCore": 1},
+        "PrivateDnsNameOptions": {"HostnameType": "ip-name"},
+        "CapacityReservationSpecification": {"CapacityReservationPreference": "open"},
+        "Placement": {"AvailabilityZoneId": "local-1a", "Tenancy": "default"},
+    }
     [instance] = ec2.run_instances(**wanted(front, **more))["Instances"]
     assert instance["MetadataOptions"]["HttpPutResponseHopLimit"] == hops
 
