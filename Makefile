@@ -26,8 +26,8 @@ stop: ## stop that node and remove everything it made
 			"run \`make setup\`, then \`make stop\`." >&2; exit 1; \
 	else echo "There is nothing to stop: no node was ever set up here (no .venv)."; fi
 
-sandbox: setup ## run an EC2 endpoint without instances behind it, without root, until Ctrl-C
-	@.venv/bin/anynode sandbox
+sandbox: ## run an EC2 endpoint without instances behind it, without root; ARGS="--nodes 3 …"
+	@setup/sandbox.py --env-file var/sandbox.env $(ARGS)
 
 test: setup image clients lint ## run every check and test
 	@setup/as-root .venv/bin/python -m pytest

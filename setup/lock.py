@@ -117,12 +117,14 @@ def main() -> None:
     build = resolve(HERE / "requirements-build.in", versions)
     kept = {} if options.upgrade else locked(HERE / "requirements-clients.txt")
     clients = resolve(HERE / "requirements-clients.in", {**kept, **versions})
+    sandbox = resolve(HERE / "requirements-sandbox.in", versions)
     searches = finders()
     everything = {**clients, **versions}
     hashes = {name: hashes_of(name, version, searches) for name, version in everything.items()}
     write(HERE / "requirements.in", versions, hashes)
     write(HERE / "requirements-build.in", build, hashes)
     write(HERE / "requirements-clients.in", clients, hashes)
+    write(HERE / "requirements-sandbox.in", sandbox, hashes)
     print(f"lock: {len(everything)} packages, {sum(map(len, hashes.values()))} files")
 
 

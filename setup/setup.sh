@@ -1,7 +1,7 @@
 #!/bin/bash
 # Make this machine and this checkout ready: Debian packages, .venv, our own distributions in it.
 # Safe to repeat and to interrupt: the next call goes on where this one stopped. When nothing has
-# changed it ends within a second and says nothing.
+# changed it ends within a second and says nothing. With --check it only says so by its status.
 set -euo pipefail
 umask 022  # root makes what every user runs
 
@@ -200,6 +200,11 @@ is_complete() {
         [ -z "$(missing_packages)" ]
 }
 
+# For who only wants to know: nothing is changed, and no root is needed.
+if [ "${1:-}" = --check ]; then
+    is_complete
+    exit
+fi
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     die "this is for Debian 12, Ubuntu 24.04 or newer: no apt-get was found."
 fi

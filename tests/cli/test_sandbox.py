@@ -286,16 +286,6 @@ class TestEnd:
             run.close()
         assert not run.env_path.exists()
 
-    def test_another_ones_env_file_stays(self, tmp_path: Path) -> None:
-        run = Run(tmp_path)
-        try:
-            run.wait_until_up()
-            run.env_path.write_text("export MINE=1\n")
-            assert run.end()[0] == 0
-        finally:
-            run.close()
-        assert run.env_path.read_text() == "export MINE=1\n"
-
 
 class TestState:
     def test_a_folder_keeps_everything(self, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def locked(file: Path) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", file.read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-build", "requirements-clients"])
+@pytest.mark.parametrize(
+    "name", ["requirements", "requirements-build", "requirements-clients", "requirements-sandbox"]
+)
 def test_requirements_are_pinned_with_hashes_and_no_addresses(name: str) -> None:
     entries = (SETUP / f"{name}.txt").read_text().replace(" \\\n", " ").splitlines()
     for entry in entries:
@@ -47,6 +49,27 @@ def test_build_requirements_agree_with_the_others() -> None:
     all_of_them = locked(SETUP / "requirements.txt")
     build = locked(SETUP / "requirements-build.txt")
     assert build.items() <= all_of_them.items()
+
+
+def test_sandbox_requirements_are_what_the_extra_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    building = {"hatchling", "editables"}
+    wanted = {canonical(one) for one in project["dependencies"]} | building
+    assert {canonical(line) for line in names(SETUP / "requirements-sandbox.in")} == wanted
+    all_of_them = locked(SETUP / "requirements.txt")
+    sandbox = locked(SETUP / "requirements-sandbox.txt")
+    assert sandbox.items() <= all_of_them.items()
+    assert not [name for name in sandbox if "libvirt" in name]
+
+
+def test_a_check_changes_nothing_and_needs_no_root(tmp_path: Path) -> None:
+    """In a checkout that was never set up."""
+    shutil.copytree(SETUP, tmp_path / "setup")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run([tmp_path / "setup/setup.sh", "--check"], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_every_dependency_of_our_distributions_is_locked() -> None:
