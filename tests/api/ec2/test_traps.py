@@ -10,9 +10,11 @@ import pytest
 
 from appliance.api import policy
 from appliance.api.ec2.action_table import ACTIONS
+from appliance.api.ec2.actions.instance_attributes import ELEMENTS
 from appliance.instance_types import CATALOG
 from appliance.model import HttpRequest, Identity
 from appliance.store import schema
+from tests.api.ec2.examples.instances import node_is
 from tests.api.front import Front, error_of
 
 SHORT_ID = "i-12345678"
@@ -55,6 +57,24 @@ def texts(root: ElementTree.Element, name: str) -> list[str]:
     return [each.text or "" for each in root.iter() if each.tag.rpartition("}")[2] == name]
 
 
+def test_trap_1_describe_instance_attribute_always_returns_the_asked_element(
+    front: Front,
+) -> None:
+    [instance_id] = front.run()
+    for attribute, (member, _) in ELEMENTS.items():
+        form = f"Action=DescribeInstanceAttribute&InstanceId={instance_id}&Attribute={attribute}"
+        status, root = ask(front, form, "reader")
+        assert status == 200
+        tags = [each.tag.rpartition("}")[2] for each in root]
+        assert sorted(tags) == sorted(["requestId", "instanceId", attribute]), member
+    _, root = ask(
+        front,
+        f"Action=DescribeInstanceAttribute&InstanceId={instance_id}&Attribute=disableApiStop",
+    )
+    found = ElementTree.tostring(root, encoding="unicode")
+    assert re.search(r"<\w+:disableApiStop><\w+:value>false</", found)
+
+
 def test_trap_2_a_new_group_lets_everything_out(front: Front, ec2: Any) -> None:
     made = ec2.create_security_group(GroupName="web", Description="d")["GroupId"]
     [group] = ec2.describe_security_groups(GroupIds=[made])["SecurityGroups"]
@@ -65,6 +85,74 @@ def test_trap_4_every_type_can_be_described_and_none_is_burstable(ec2: Any) -> N
     for name in CATALOG:
         [kind] = ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
         assert kind["BurstablePerformanceSupported"] is False
+
+
+def test_trap_4_terraform_need_not_ask_for_credits_and_gets_what_it_wanted(ec2: Any) -> None:
+    for name in ("t2.nano", "t3.nano"):
+        [kind] = ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
+        assert kind["BurstablePerformanceSupported"] is False
+    wanted = {"CpuCredits": "unlimited"}
+    [image] = ec2.describe_images()["Images"]
+    [instance] = ec2.run_instances(
+        ImageId=image["ImageId"],
+        InstanceType="t3.nano",
+        MinCount=1,
+        MaxCount=1,
+        CreditSpecification=wanted,
+    )["Instances"]
+    [found] = ec2.describe_instance_credit_specifications(InstanceIds=[instance["InstanceId"]])[
+        "InstanceCreditSpecifications"
+    ]
+    assert found == {"InstanceId": instance["InstanceId"], **wanted}
+
+
+def test_trap_5_a_client_token_makes_a_launch_idempotent(front: Front, ec2: Any) -> None:
+    wanted = {"ImageId": front.image.image_id, "MinCount": 1, "MaxCount": 1, "ClientToken": "t"}
+    first, again = ec2.run_instances(**wanted), ec2.run_instances(**wanted)
+    assert first["ReservationId"] == again["ReservationId"]
+    assert len(front.rows(schema.instances)) == 1
+    refused = error_of(ec2.run_instances, **wanted, InstanceType="t3.nano")
+    assert refused["Code"] == "IdempotentParameterMismatch"
+
+
+def age(front: Front, seconds: float) -> None:
+    """Let all that is terminated have been so for some time more."""
+    table = schema.instances
+    earlier = table.update().values(terminated_at=table.c.terminated_at - seconds)
+    front.change(lambda tx: tx.execute(earlier))
+
+
+def test_trap_7_terminated_instances_stay_visible_for_an_hour(front: Front, ec2: Any) -> None:
+    [instance_id] = front.run()
+    front.make_running([instance_id])
+    [change] = ec2.terminate_instances(InstanceIds=[instance_id])["TerminatingInstances"]
+    assert change["CurrentState"]["Name"] == "shutting-down"
+    front.make_terminated([instance_id])
+
+    def states() -> list[str]:
+        found = ec2.describe_instances()["Reservations"]
+        return [one["State"]["Name"] for group in found for one in group["Instances"]]
+
+    age(front, 3590.0)
+    assert states() == ["terminated"]
+    ec2.get_waiter("instance_terminated").wait(InstanceIds=[instance_id])
+    age(front, 20.0)
+    assert states() == []
+    refused = error_of(ec2.describe_instances, InstanceIds=[instance_id])
+    assert refused["Code"] == "InvalidInstanceID.NotFound"
+
+
+def test_trap_9_a_silent_node_hides_no_instance_and_no_status(front: Front, ec2: Any) -> None:
+    ids = front.run(2)
+    front.make_running(ids)
+    node_is(front, is_up=False)
+    [reservation] = ec2.describe_instances()["Reservations"]
+    assert {one["InstanceId"] for one in reservation["Instances"]} == set(ids)
+    assert {one["State"]["Name"] for one in reservation["Instances"]} == {"running"}
+    found = ec2.describe_instance_status()["InstanceStatuses"]
+    assert {one["InstanceId"]: one["SystemStatus"]["Status"] for one in found} == dict.fromkeys(
+        ids, "impaired"
+    )
 
 
 def test_trap_5_unknown_parameters_are_ignored(front: Front) -> None:
@@ -143,27 +231,31 @@ def test_short_ids_are_understood_and_long_ones_are_made(front: Front, ec2: Any)
 
 
 MINIMAL: dict[str, str] = {
-    "ModifySecurityGroupRules": (
         "GroupId=sg-12345678&SecurityGroupRule.1.SecurityGroupRuleId=sgr-12345678"
-    ),
-    "DeleteTags": f"ResourceId.1={SHORT_ID}",
-    "CreateTags": f"ResourceId.1={SHORT_ID}&Tag.1.Key=k",
     "AuthorizeSecurityGroupEgress": "GroupId=sg-12345678",
     "CreateKeyPair": "KeyName=k",
     "CreateSecurityGroup": "GroupName=g&GroupDescription=d",
+    "CreateTags": f"ResourceId.1={SHORT_ID}&Tag.1.Key=k",
+    "DeleteTags": f"ResourceId.1={SHORT_ID}",
+    "DescribeImageAttribute": "ImageId=ami-12345678&Attribute=description",
     "DescribeInstanceAttribute": f"InstanceId={SHORT_ID}&Attribute=userData",
+    "DescribeVpcAttribute": "VpcId=vpc-12345678&Attribute=enableDnsSupport",
     "GetConsoleOutput": f"InstanceId={SHORT_ID}",
     "GetPasswordData": f"InstanceId={SHORT_ID}",
     "ImportKeyPair": "KeyName=k&PublicKeyMaterial=YQ==",
+    "ModifyImageAttribute": "ImageId=ami-12345678",
     "ModifyInstanceAttribute": f"InstanceId={SHORT_ID}",
+    "ModifySecurityGroupRules": (
     "MonitorInstances": f"InstanceId.1={SHORT_ID}",
     "RebootInstances": f"InstanceId.1={SHORT_ID}",
+    "ResetImageAttribute": "ImageId=ami-12345678&Attribute=launchPermission",
     "RevokeSecurityGroupEgress": "GroupId=sg-12345678",
     "RunInstances": "MinCount=1&MaxCount=1",
     "StartInstances": f"InstanceId.1={SHORT_ID}",
     "StopInstances": f"InstanceId.1={SHORT_ID}",
     "TerminateInstances": f"InstanceId.1={SHORT_ID}",
     "UnmonitorInstances": f"InstanceId.1={SHORT_ID}",
+    ),
 }
 
 

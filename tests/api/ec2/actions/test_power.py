@@ -75,6 +75,43 @@ def test_protected_instances_are_not_terminated(front: Front, ec2: Any) -> None:
     assert state_of(front, other)[0] == "pending"
 
 
+def test_a_protected_instance_keeps_those_of_its_zone_and_no_others(front: Front, ec2: Any) -> None:
+    a, b, c, d = front.run(4)
+    zone = schema.instances.c.zone
+    other_zone = schema.instances.update().where(schema.instances.c.id.in_([a, b]))
+    front.change(lambda tx: tx.execute(other_zone.values({zone: "local-1b"})))
+    ec2.modify_instance_attribute(InstanceId=c, DisableApiTermination={"Value": True})
+    front.bus.casts.clear()
+    refused = error_of(ec2.terminate_instances, InstanceIds=[a, b, c, d])
+    assert refused["Code"] == "OperationNotPermitted"
+    assert c in refused["Message"]
+    states = {each: state_of(front, each)[0] for each in (a, b, c, d)}
+    assert states == {a: "shutting-down", b: "shutting-down", c: "pending", d: "pending"}
+    assert {message.instance_id for message in sent(front, Wanted)} == {a, b}
+    before = front.rows(schema.instances)
+    refused = error_of(ec2.terminate_instances, InstanceIds=[a, b, c, d])
+    assert refused["Code"] == "OperationNotPermitted"
+    assert front.rows(schema.instances) == before
+
+
+def test_an_unknown_id_keeps_all_zones_from_being_terminated(front: Front, ec2: Any) -> None:
+    [instance_id] = front.run()
+    code = code_of(ec2.terminate_instances, InstanceIds=[instance_id, MISSING])
+    assert code == "InvalidInstanceID.NotFound"
+    assert state_of(front, instance_id)[0] == "pending"
+
+
+def test_protection_from_stops_is_protection_from_termination(front: Front, ec2: Any) -> None:
+    [instance_id] = front.run(DisableApiStop=True)
+    front.make_running([instance_id])
+    refused = error_of(ec2.terminate_instances, InstanceIds=[instance_id])
+    assert refused["Code"] == "OperationNotPermitted"
+    assert "'disableApiStop'" in refused["Message"]
+    front.make_terminated([instance_id])
+    [change] = ec2.terminate_instances(InstanceIds=[instance_id])["TerminatingInstances"]
+    assert change["CurrentState"]["Name"] == "terminated"
+
+
 def test_stop_and_start(front: Front, ec2: Any, running: list[str]) -> None:
     reply = ec2.stop_instances(InstanceIds=running)
     assert changes(reply, "StoppingInstances") == [("running", "stopping")] * 2
