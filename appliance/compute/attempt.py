@@ -9,7 +9,7 @@ from appliance.compute.record import Held
 from appliance.compute.subject import Drivers, Subject
 from appliance.errors import Stale
 from appliance.model import TimelineEntry
-from appliance.steps import Failure, Step, StepResult, run_steps
+from appliance.steps import Failure, Step, StepResult, run_steps, undo_steps
 
 INTERIM_S = 1.0
 """Seconds after which a launch that is under way shows its timeline so far."""
@@ -63,6 +63,10 @@ class Attempt:
         """Run steps, leaving off when a newer order comes; return what failed."""
         checked = [_checked(step, self.check_wanted) for step in steps]
         return run_steps(checked, self._subject, world=self._parts.world, record=self._record)
+
+    def undo(self, steps: tuple[Step[Subject], ...]) -> bool:
+        """Undo steps that an earlier process has done; say whether every undo succeeded."""
+        return undo_steps(steps, self._subject, world=self._parts.world, record=self._record)
 
     def _record(self, result: StepResult) -> None:
         self.entries.append(

@@ -38,6 +38,11 @@ class Held(Value, frozen=True, kw_only=True):
     failure: Reason | None = None
     """Why a launch failed whose remains are being removed; ``None`` when that was asked for."""
 
+    @property
+    def was_reported(self) -> bool:
+        """Whether the controller was told how it is since it was placed here."""
+        return self.seq > 0
+
     def is_of_same_order(self, other: Held) -> bool:
         """Say whether two records of an instance come from the same order."""
         mine = (self.epoch, self.revision, self.verb, self.is_forced)

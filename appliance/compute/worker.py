@@ -148,10 +148,15 @@ class Worker:
             self._settle(run, "running", is_kept=True)
         elif run.is_overtaken():
             log.info("launch of %s was overtaken", run.held.instance_id)
-        elif runs_already or self._parts.work.is_stopping:
+        elif self._parts.work.is_stopping or (runs_already and run.held.was_reported):
             # What runs is not given up because the node cannot look after it now, and a launch
             # that the end of the program cut off is taken up at its next start.
             log.warning("launch of %s waits: %s", run.held.instance_id, failure.sentence)
+        elif runs_already:
+            # Nobody has heard that it runs: a crash came before its report, or before its undo.
+            is_clean = run.undo(LAUNCH)
+            undone = Failure(step=failure.step, error=failure.error, is_clean=is_clean)
+            self._launch_failed(run, undone)
         else:
             self._launch_failed(run, failure)
 

@@ -42,6 +42,7 @@ def assert_gone(chain: Chain) -> None:
 
 
 @pytest.mark.faults("races: terminate in a launch", quick=True)
+@pytest.mark.faults("terminate: in a launch, in memory", quick=True)
 @pytest.mark.parametrize("point", ["bus.before.Place", "bus.after.Place", *POINTS])
 def test_terminated_in_the_middle(chain: Chain, point: str) -> None:
     chain.faults.at(point, lambda: chain.terminate(only_id(chain)), nth=1)

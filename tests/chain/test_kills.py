@@ -11,10 +11,12 @@ from appliance.compute.launch import LAUNCH, REMOVAL, STOP
 from appliance.store.schema import instances
 from tests.chain.harness import Chain, Killed, wait_until
 
+pytestmark = pytest.mark.faults("kill: in memory", quick=True)
+
 STEPS = tuple(dict.fromkeys(step.name for step in (*LAUNCH, *STOP, *REMOVAL)))
 KINDS = ("Place", "Order", "Report", "ReportConfirmed", "Wanted")
 COMMITS = range(1, 13)
-JOURNAL_COMMITS = {"compute": range(1, 13), "datapath": range(1, 9)}
+JOURNAL_COMMITS = {"compute": range(1, 10), "datapath": range(1, 7)}
 
 POINTS = (
     *(f"step.{name}.{moment}" for name in STEPS for moment in ("before", "after")),
@@ -24,6 +26,11 @@ POINTS = (
 COMMIT_POINTS = [f"store.{moment}-commit" for moment in ("before", "after")]
 JOURNAL_POINTS = [
     f"journal.{name}.{moment}-commit" for name in JOURNAL_COMMITS for moment in ("before", "after")
+]
+
+LAST = f"step.{LAUNCH[-1].name}.after"
+UNDO_POINTS = [
+    f"undo.{step.name}.{moment}" for step in LAUNCH if step.undo for moment in ("before", "after")
 ]
 
 
@@ -147,3 +154,46 @@ def test_killed_around_a_commit_of_a_journal(
     chain.faults.kill_at(f"journal.{name}.{moment}-commit", nth=nth)
     life.live()
     assert life.deaths == 1
+
+
+@pytest.mark.parametrize("point", UNDO_POINTS)
+def test_killed_in_an_undo_and_in_the_next(chain: Chain, point: str) -> None:
+    def fail(*, dies: bool) -> None:
+        chain.faults.fail_at(LAST)
+        if dies:
+            chain.faults.kill_at(point)
+
+    fail(dies=True)
+    (instance_id,) = chain.run_instances()
+    for dies in (True, False):
+        chain.bury()
+        fail(dies=dies)
+        chain.start()
+    (instance,) = chain.wait_for("terminated", instance_id)
+    assert instance.reason
+    assert instance.reason.message.startswith("Step start failed")
+    chain.assert_clean()
+    assert chain.machine.compute.compute_list() == []
+    assert chain.machine.network.network_list().ports == ()
+    assert chain.machine.firewall.firewall_state().taps == ()
+    assert list((chain.config.state_dir / "instances").iterdir()) == []
+    assert chain.quota_used() == {"instances": 0, "vcpus": 0, "memory_mib": 0}
+
+
+def test_a_start_that_a_crash_left_running_fails_as_any_other(chain: Chain) -> None:
+    (instance_id,) = chain.run_instances()
+    chain.wait_for("running", instance_id)
+    chain.stop_instances(instance_id)
+    chain.wait_for("stopped", instance_id)
+    chain.faults.fail_at(LAST)
+    chain.faults.kill_at("undo.start.before")
+    chain.start_instances(instance_id)
+    chain.bury()
+    assert list(chain.machine.running()) == [instance_id]
+    chain.faults.fail_at(LAST)
+    chain.start()
+    (instance,) = chain.wait_for("stopped", instance_id)
+    assert instance.reason
+    assert instance.reason.message.startswith("Step start failed")
+    assert chain.machine.running() == {}
+    chain.assert_clean()

@@ -9,6 +9,8 @@ import pytest
 
 from tests.chain.harness import Chain, wait_until
 
+pytestmark = pytest.mark.faults("losses: power and journals, in memory", quick=True)
+
 JOURNALS = ("compute", "datapath")
 
 

@@ -13,6 +13,8 @@ from appliance.store import timeline
 from tests.chain.conftest import MakeChain
 from tests.chain.harness import Chain, wait_until
 
+pytestmark = pytest.mark.faults("fail: each step, in memory", quick=True)
+
 MOMENTS = ("before", "after")
 
 
