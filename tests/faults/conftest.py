@@ -14,18 +14,18 @@ MakeLife = Callable[..., Life]
 
 @pytest.fixture
 def make_life(tmp_path: Path) -> Iterator[MakeLife]:
-    """A function that starts a node beside whose bystander an instance may live.
+    """A function that makes a node beside whose bystander an instance may live, and starts it.
 
     Its arguments are the environments of the node's processes, in order; all further ones have
-    none.
+    none. Without any the node is not started.
     """
     made: list[Life] = []
 
-    def make(environment: Environment, *lives: Environment) -> Life:
-        node = template().copy(tmp_path)
-        life = Life(node, lives)
+    def make(*lives: Environment) -> Life:
+        life = Life(template().copy(tmp_path), lives[1:])
         made.append(life)
-        node.start(**environment)
+        if lives:
+            life.node.start(**lives[0])
         return life
 
     yield make

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.exceptions
 import msgspec
 from anynode_compute_fake.machine import FakeInstance
 from botocore.config import Config as ClientConfig
+from botocore.exceptions import ConnectionError, HTTPClientError  # noqa: A004
+from botocore.parsers import ResponseParserError
 
 from appliance import node_process
 from appliance.config import Config, load_config
@@ -25,7 +23,8 @@ from appliance.crash_points import TRACE
 from appliance.node import Node
 from appliance.verify.facts import Facts, gather
 from tests.cli.shell import Shell
-from tests.rig import ROOT, wait_for
+from tests.faults.nursery import Child, start_node
+from tests.rig import wait_for
 
 UP_S = 60
 END_S = 30
@@ -69,12 +68,8 @@ survives = true
 
 _session = boto3.session.Session()  # it keeps the model, which is slow to load
 
-CONNECTION_LOST = (
-    botocore.exceptions.EndpointConnectionError,
-    botocore.exceptions.ConnectionClosedError,
-    botocore.exceptions.ReadTimeoutError,
-)
-"""What a client sees of a node that dies, or is dead."""
+CONNECTION_LOST = (ConnectionError, HTTPClientError, ResponseParserError)
+"""What a client sees of a node that dies, maybe in the middle of a reply, or is dead."""
 
 
 class ProcessOnFakes:
@@ -84,7 +79,7 @@ class ProcessOnFakes:
         self.folder = folder
         self.trace_path = folder / "trace"
         self.hold_path = folder / "hold"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -104,15 +99,7 @@ class ProcessOnFakes:
 
     def begin(self, **environment: str) -> None:
         """Start the process with these variables, and do not wait for it."""
-        kept = {name: value for name, value in os.environ.items() if "ANYNODE" not in name}
-        with (self.folder / "node.log").open("ab") as said:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "appliance.cli", "--config", self.folder, "run"],
-                env={**kept, **environment},
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-            )
+        self._process = start_node(self.folder, self.folder / "node.log", environment)
 
     def start(self, **environment: str) -> None:
         """Start the process and wait until it is up or has ended."""
@@ -141,7 +128,7 @@ class ProcessOnFakes:
     def kill(self) -> None:
         """Kill the process, if it runs."""
         if self._process is not None and self.is_running:
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             self._process.wait(END_S)
 
     def last_words(self) -> str:

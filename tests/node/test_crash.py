@@ -7,7 +7,7 @@ import pytest
 from tests.node.cloud import Cloud, Instance
 from tests.node.place import Place
 
-pytestmark = pytest.mark.node
+pytestmark = [pytest.mark.node, pytest.mark.faults("kill: libvirt", quick=True)]
 
 SIGKILLED = (-9, 137)
 
