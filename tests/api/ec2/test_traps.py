@@ -231,7 +231,6 @@ def test_short_ids_are_understood_and_long_ones_are_made(front: Front, ec2: Any)
 
 
 MINIMAL: dict[str, str] = {
-        "GroupId=sg-12345678&SecurityGroupRule.1.SecurityGroupRuleId=sgr-12345678"
     "AuthorizeSecurityGroupEgress": "GroupId=sg-12345678",
     "CreateKeyPair": "KeyName=k",
     "CreateSecurityGroup": "GroupName=g&GroupDescription=d",
@@ -246,6 +245,8 @@ MINIMAL: dict[str, str] = {
     "ModifyImageAttribute": "ImageId=ami-12345678",
     "ModifyInstanceAttribute": f"InstanceId={SHORT_ID}",
     "ModifySecurityGroupRules": (
+        "GroupId=sg-12345678&SecurityGroupRule.1.SecurityGroupRuleId=sgr-12345678"
+    ),
     "MonitorInstances": f"InstanceId.1={SHORT_ID}",
     "RebootInstances": f"InstanceId.1={SHORT_ID}",
     "ResetImageAttribute": "ImageId=ami-12345678&Attribute=launchPermission",
@@ -255,7 +256,6 @@ MINIMAL: dict[str, str] = {
     "StopInstances": f"InstanceId.1={SHORT_ID}",
     "TerminateInstances": f"InstanceId.1={SHORT_ID}",
     "UnmonitorInstances": f"InstanceId.1={SHORT_ID}",
-    ),
 }
 
 
