@@ -19,7 +19,8 @@ class Buckets:
         self._size = size
         self._refill_s = refill_s
         self._most = most
-        self._kept: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+        # By key, the moment since which a bucket that was empty would have been filling.
+        self._kept: OrderedDict[Hashable, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -28,9 +29,9 @@ class Buckets:
     def take(self, key: Hashable, now: float) -> bool:
         """Take a token of a key; ``False`` when there is none."""
         with self._lock:
-            tokens = self._tokens(key, now)
-            taken = tokens >= 1
-            self._kept[key] = (tokens - 1 if taken else tokens, now)
+            since = self._filling_since(key, now)
+            taken = now - since >= self._refill_s
+            self._kept[key] = since + self._refill_s if taken else since
             self._kept.move_to_end(key)
             if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
@@ -39,9 +40,9 @@ class Buckets:
     def is_empty(self, key: Hashable, now: float) -> bool:
         """Say whether a token of a key could not be taken."""
         with self._lock:
-            return self._tokens(key, now) < 1
+            return now - self._filling_since(key, now) < self._refill_s
 
-    def _tokens(self, key: Hashable, now: float) -> float:
-        tokens, at = self._kept.get(key, (float(self._size), now))
-        # A clock that was set back gives nothing, and takes nothing away.
-        return min(float(self._size), tokens + max(0.0, now - at) / self._refill_s)
+    def _filling_since(self, key: Hashable, now: float) -> float:
+        full = now - self._size * self._refill_s
+        # After the clock was set back a bucket begins empty.
+        return min(now, max(full, self._kept.get(key, full)))
