@@ -263,7 +263,7 @@ MINIMAL: dict[str, str] = {
 def test_dry_run_and_authorisation_work_for_every_action(front: Front, action: str) -> None:
     before = front.snapshot()
     form = f"Action={action}&{MINIMAL.get(action, '')}"
-    status, root = ask(front, f"{form}&DryRun=true")
+    status, root = ask(front, f"{form}&DryRun=true", policy.NEEDED[action])
     assert (status, root.findtext("Errors/Error/Code")) == (412, "DryRunOperation")
     status, root = ask(front, form, "nobody")
     assert (status, root.findtext("Errors/Error/Code")) == (403, "UnauthorizedOperation")

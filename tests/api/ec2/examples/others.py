@@ -124,6 +124,33 @@ def describe_images(stage: Stage) -> None:
     stage.ask("DescribeImages")
 
 
+def own_image(stage: Stage) -> str:
+    """Return the id of a new image that is the project's own and private."""
+    new = {"project_id": stage.front.keys.project_id, "is_public": False, "description": "<d>"}
+    return stage.front.make_image(name=new_name(), **new).image_id
+
+
+@example("DescribeImageAttribute")
+def describe_image_attribute(stage: Stage) -> None:
+    image_id = own_image(stage)
+    sharing = {"Add": [{"Group": "all"}, {"UserId": "123456789012"}]}
+    stage.ask("ModifyImageAttribute", ImageId=image_id, LaunchPermission=sharing)
+    for attribute in ("description", "launchPermission", "blockDeviceMapping"):
+        stage.ask("DescribeImageAttribute", ImageId=image_id, Attribute=attribute)
+
+
+@example("ModifyImageAttribute")
+def modify_image_attribute(stage: Stage) -> None:
+    described = {"Value": "anew"}
+    stage.ask("ModifyImageAttribute", ImageId=own_image(stage), Description=described)
+
+
+@example("ResetImageAttribute")
+def reset_image_attribute(stage: Stage) -> None:
+    asked = {"ImageId": own_image(stage), "Attribute": "launchPermission"}
+    stage.ask("ResetImageAttribute", **asked)
+
+
 @example("DescribeRegions")
 def describe_regions(stage: Stage) -> None:
     stage.ask("DescribeRegions")
