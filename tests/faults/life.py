@@ -15,7 +15,6 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from appliance.model import PowerState, tap_name
-from appliance.verify.facts import Facts
 from tests.faults.process import CONNECTION_LOST, SIGKILLED, ProcessOnFakes
 from tests.rig import wait_for
 
@@ -48,9 +47,10 @@ def template() -> ProcessOnFakes:
     return node
 
 
+@functools.cache
 def bystander() -> str:
     """Return the instance that nothing may happen to."""
-    (instance_id,) = template().facts().held
+    (instance_id,) = template().hypervisor()
     return instance_id
 
 
@@ -166,7 +166,7 @@ class Life:
 
         def has_rebooted() -> bool:
             self.revive_if_dead()
-            return "rebooting" in self.node.console(self.instance_id)
+            return "rebooting" in self.node.hypervisor()[self.instance_id].console
 
         wait_for(has_rebooted, STATE_S, "it to reboot")
 
@@ -200,8 +200,8 @@ class Life:
             ) from error
         self._keep_address(seen[-1])
         power = {"running": PowerState.RUNNING, "stopped": PowerState.SHUT_OFF}.get(state)
-        fact = (self.node.facts().hypervisor or {}).get(self.instance_id)
-        assert (fact.power if fact else None) is power
+        there = self.node.hypervisor().get(self.instance_id)
+        assert (there.power if there else None) is power
         return seen[-1]
 
     def _keep_address(self, found: dict[str, Any]) -> None:
@@ -213,25 +213,22 @@ class Life:
 
     def wait_quiet(self) -> None:
         """Wait until every message has taken effect and every report is confirmed."""
-        last: list[Facts] = []
 
         def is_quiet() -> bool:
             self.revive_if_dead()
-            facts = self.node.facts()
-            last[:] = [facts]
-            return not facts.store.outbox and not facts.owed
+            return not self.node.waiting()
 
         try:
             wait_for(is_quiet, QUIET_S, "quiet")
         except TimeoutError as error:
-            raise AssertionError(f"{last[0].store.outbox} {last[0].owed}") from error
+            raise AssertionError(f"These wait: {self.node.waiting()}") from error
 
     def assert_sound(self) -> None:
         """See that all is as it should be, that promises are kept and nobody else was touched."""
         self.wait_quiet()
         self.node.verify()
         assert all(promise() for promise in self._promises)
-        assert self.node.console(bystander()) == ONE_BOOT
+        assert self.node.hypervisor()[bystander()].console == ONE_BOOT
 
     def assert_nothing_left(self) -> None:
         """See that it is terminated for a reason and nothing of it is left."""

@@ -6,7 +6,9 @@ import json
 import shutil
 import signal
 import socket
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from botocore.exceptions import ConnectionError, HTTPClientError  # noqa: A004
 from botocore.parsers import ResponseParserError
 
 from appliance import node_process
+from appliance.compute.record import REPORT
 from appliance.config import Config, load_config
 from appliance.crash_points import TRACE
+from appliance.journal import read_journal
 from appliance.node import Node
 from appliance.verify.facts import Facts, gather
 from tests.cli.shell import Shell
@@ -185,8 +189,16 @@ class ProcessOnFakes:
         """Return what is on the node, from all who know something of it."""
         return gather(self.config)
 
-    def console(self, instance_id: str) -> str:
-        """Return all that an instance has printed."""
+    def hypervisor(self) -> dict[str, FakeInstance]:
+        """Return the instances that the hypervisor has."""
         path = self.config.state_dir / "plugins" / "compute-fake" / "instances.json"
-        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, FakeInstance])
-        return kept[instance_id].console
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, FakeInstance])
+
+    def waiting(self) -> list[str]:
+        """Return the messages that wait for their handler and the reports to be confirmed."""
+        with closing(sqlite3.connect(self.config.state_dir / "store.sqlite")) as store:
+            messages = [
+                f"{kind} {id_}" for kind, id_ in store.execute("SELECT kind, id FROM outbox")
+            ]
+        owed = read_journal(self.config.state_dir / "compute.sqlite").get(REPORT, {})
+        return [*messages, *owed]
