@@ -9,7 +9,7 @@ from typing import Any
 import botocore.auth
 import msgspec
 import pytest
-from anynode_auth_accesskey import create
+from anynode_auth_accesskey import FAILURE_EVERY_S, FAILURES, create
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as ClientCredentials
 
@@ -162,6 +162,41 @@ class TestAccessKey(AuthContract):
         for _ in range(3):
             driver.authenticate(good, now)
         assert keys.asked == [OWNER.access_key_id] * 3
+
+    @pytest.mark.parametrize("key", [OWNER.access_key_id, "AKIABAD"])
+    def test_many_failures_lock_out_without_a_sign_of_it(
+        self, driver: Auth, keys: Keys, good: HttpRequest, now: float, key: str
+    ) -> None:
+        """A key that exists and one that does not: the same answers, after the same work."""
+        wrong = signed(key=key, secret="wrong")
+        answers = {self.refusal(driver, wrong, now) for _ in range(FAILURES + 5)}
+        if key == OWNER.access_key_id:
+            answers.add(self.refusal(driver, good, now))
+        assert len(answers) == 1
+        assert len(keys.asked) == FAILURES + 5 + (key == OWNER.access_key_id)
+        elsewhere = msgspec.structs.replace(good, source="127.0.0.2")
+        assert driver.authenticate(elsewhere, now) is not None
+        assert driver.authenticate(good, now + FAILURE_EVERY_S) is not None
+
+    def refusal(self, driver: Auth, request: HttpRequest, now: float) -> tuple[str, str]:
+        with pytest.raises(Denied) as caught:
+            driver.authenticate(request, now)
+        return caught.value.exact_code, str(caught.value)
+
+    def test_requests_that_never_got_to_the_signature_lock_nobody_out(
+        self, driver: Auth, good: HttpRequest, now: float
+    ) -> None:
+        for _ in range(2 * FAILURES):
+            assert self.refusal(driver, good, now + 3600)[0] == "RequestExpired"
+        assert driver.authenticate(good, now) is not None
+
+    def test_what_was_claimed_is_told_unless_it_may_be_a_secret(
+        self, driver: Auth, now: float
+    ) -> None:
+        for key, claimed in (("AKIA" + "A" * 16, "AKIA" + "A" * 16), (SECRET[:32], "")):
+            with pytest.raises(Denied) as caught:
+                driver.authenticate(signed(key=key.replace("/", "-")), now)
+            assert caught.value.claimed == claimed
 
     def test_without_access_keys_it_is_not_made(self, tmp_path: Any) -> None:
         with pytest.raises(PluginError, match="reaches the store"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ from sqlalchemy import event
 
 from appliance.api import policy
 from appliance.api.ec2.action_table import ACTIONS
+from appliance.api.ec2.call import REPEATABLE_S
 from appliance.config import Config, QuotaSettings
 from appliance.store import audit, identity
 from tests.api.ec2.foreign import CASES, GHOSTS, NOTHING, OF_ONE, Case, filled, make_belongings
@@ -42,6 +45,7 @@ class Place:
         self.own = make_belongings(front, self.tenant, "rivals")
         self.vpc_id = front.client().describe_vpcs()["Vpcs"][0]["VpcId"]
         self.taken: list[str] = []
+        self.sent: Any = None
         self._clients: dict[tuple[str, str], Any] = {}
         self._state: dict[str, Any] | None = None
         event.listen(front.store.engine, "before_cursor_execute", self._note)
@@ -63,10 +67,29 @@ class Place:
     def _client(self, keys: Keys | None, service: str) -> Any:
         name = (keys.access_key_id if keys else "", service)
         if name not in self._clients:
-            self._clients[name] = (
-                self.front.client(keys, service=service) if keys else self._stranger(service)
-            )
+            made = self.front.client(keys, service=service) if keys else self._stranger(service)
+            made.meta.events.register("before-send", self._keep)
+            self._clients[name] = made
         return self._clients[name]
+
+    def _keep(self, request: Any, **_: Any) -> None:
+        self.sent = request
+
+    def replay(self) -> tuple[int, str]:
+        """Send the bytes of the last request again; return status and body."""
+        headers = {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in self.sent.headers.items()
+        }
+        again = urllib.request.Request(
+            self.sent.url, data=self.sent.body.encode(), headers=headers, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(again, timeout=20) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     def _stranger(self, service: str) -> Any:
         return boto3.client(
@@ -203,8 +226,10 @@ def place_params(place: Place, action: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("action", sorted(CASES))
-def test_t30_its_owner_is_served(place: Place, action: str) -> None:
-    """Also that each change has one line in the audit log: the cases would prove little else."""
+def test_t28_t30_its_owner_is_served_and_a_replay_of_the_change_is_refused(
+    place: Place, action: str
+) -> None:
+    """Also that each change has one line in the audit log."""
     case = CASES[action][0]
     is_change = policy.is_change(action)
     things = place.theirs
@@ -222,9 +247,17 @@ def test_t30_its_owner_is_served(place: Place, action: str) -> None:
     answer = place.call(action, place.owner, filled(case.params, place.names(things)))
     assert code_in(answer) == NOTHING, answer
     entries = place.front.store.read(lambda tx: audit.find(tx, after=before, limit=10))
+    place.front.clock.offset_s = REPEATABLE_S + 1
+    try:
+        with place.unchanged():
+            status, body = place.replay()
+    finally:
+        place.front.clock.offset_s = 0.0
     if not is_change:
         assert entries == []
+        assert status == 200
         return
+    assert (status, "RequestExpired" in body) == (400, True)
     [entry] = entries
     assert (entry.action, entry.result, entry.actor) == (action, audit.OK, "owner")
     assert entry.access_key_id == place.owner.access_key_id
