@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 from appliance.firewall.policy import apply_delta
 from appliance.messages import GetPolicy
 from appliance.model import NetworkPolicy
-from appliance.store import Transaction, groups, placements, policy
+from appliance.store import Transaction, attributes, groups, placements, policy
 from appliance.store import instances as instance_rows
 from appliance.store.groups import Group, Match
 from tests.store.conftest import claim_room, make_site
@@ -103,6 +103,11 @@ class Policies(RuleBasedStateMachine):
             return instance_id
 
         return self.site.store.transaction(write)
+
+    @rule(instance_id=launched, group=found, also_default=st.booleans())
+    def change_groups(self, instance_id: str, group: Group, also_default: bool) -> None:
+        chosen = [group.group_id, *([self.default_group()] if also_default else ())]
+        self.site.store.transaction(lambda tx: attributes.set_groups(tx, instance_id, chosen))
 
     @rule(instance_id=consumes(launched))
     def terminate(self, instance_id: str) -> None:
