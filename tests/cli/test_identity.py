@@ -106,6 +106,47 @@ def test_key_can_be_disabled_enabled_and_deleted(shell: Shell) -> None:
     assert shell.fail("key", "delete", key_id) == f"error: There is no access key '{key_id}'.\n"
 
 
+def test_a_rotated_key_gives_way_to_a_new_one(shell: Shell) -> None:
+    shell.give_key()
+    old = shell.json("key", "list")[0]["access_key_id"]
+    said = shell.run("key", "rotate", old)
+    new_id, secret = (line.split()[-1] for line in said.splitlines()[:2])
+    assert f"The old key {old} works no longer." in said
+    state = {one["access_key_id"]: one["is_enabled"] for one in shell.json("key", "list")}
+    assert state == {old: False, new_id: True}
+    assert secret not in shell.run("key", "list")
+    assert "was rotated before" in shell.fail("key", "rotate", old)
+    shell.run("key", "enable", old)
+    assert all(one["is_enabled"] for one in shell.json("key", "list"))
+    assert shell.json("audit", "--action", "RotateAccessKey")[0]["subject"] == f"{old} {new_id}"
+
+
+def test_a_rotated_key_may_have_a_grace(shell: Shell) -> None:
+    shell.give_key()
+    old = shell.json("key", "list")[0]["access_key_id"]
+    made = shell.json("key", "rotate", old, "--grace", "24h")
+    assert set(made) == {"access_key_id", "secret_access_key", "endpoint_url", "region"}
+    listed = {one["access_key_id"]: one for one in shell.json("key", "list")}
+    assert listed[old]["is_enabled"]
+    assert listed[old]["expires_at"] > listed[made["access_key_id"]]["created_at"] + 86000
+    assert listed[made["access_key_id"]]["expires_at"] is None
+    assert "ends in 23h" in shell.run("key", "list") or "ends in 1d" in shell.run("key", "list")
+    assert "was rotated before" in shell.fail("key", "rotate", old)
+    shell.run("key", "enable", old)
+    assert [one["expires_at"] for one in shell.json("key", "list")] == [None, None]
+    env = shell.run("key", "rotate", made["access_key_id"], "--env")
+    assert env.startswith(("export AWS_", "AWS_"))
+    assert "works no longer" not in env
+
+
+def test_a_key_that_is_not_there_cannot_be_rotated(shell: Shell) -> None:
+    assert "There is no access key 'AKIAX'" in shell.fail("key", "rotate", "AKIAX")
+    shell.give_key()
+    key = shell.json("key", "list")[0]["access_key_id"]
+    assert "no duration" in shell.fail("key", "rotate", key, "--grace", "soon", status=2)
+    assert len(shell.json("key", "list")) == 1
+
+
 def test_members_come_and_go(shell: Shell) -> None:
     shell.give_key()
     shell.run("project", "add-user", "demo", "admin", "--level", "reader")

@@ -94,3 +94,42 @@ def test_owner(shell: Shell) -> None:
     project_id = shell.json("project", "list")[0]["project_id"]
     assert shell.json(*words)["project_id"] == project_id
     assert "private  demo" in shell.run("image", "list")
+
+
+def test_an_image_is_shared_and_published_and_back(shell: Shell) -> None:
+    for name in ("owner", "friend"):
+        shell.run("project", "create", name)
+    path = shell.folder / "disk.img"
+    path.write_bytes(b"disk".ljust(1 << 20, b"\0"))
+    imported = ("import", str(path), "--name", "disk", "--format", "raw", "--project", "owner")
+    image_id = shell.json("image", *imported)["image_id"]
+    friend = next(p["project_id"] for p in shell.json("project", "list") if p["name"] == "friend")
+
+    def listed() -> tuple[bool, list[str]]:
+        [one] = shell.json("image", "list")
+        return one["is_public"], one["shared_with"]
+
+    assert listed() == (False, [])
+    assert shell.run("image", "share", image_id, "friend") == f"friend can launch {image_id}.\n"
+    assert listed() == (False, [friend])
+    assert "shared: friend" in shell.run("image", "list")
+    shell.run("image", "publish", image_id)
+    assert listed() == (True, [friend])
+    shell.run("image", "unpublish", image_id)
+    shell.run("image", "unshare", image_id, "friend", "owner")
+    assert listed() == (False, [])
+    assert "has images" in shell.fail("project", "delete", "owner")
+    done = [one["action"] for one in shell.json("audit")][2:]
+    assert done == ["ImportImage", "ShareImage", "PublishImage", "UnpublishImage", "UnshareImage"]
+
+
+def test_sharing_what_or_with_whom_is_not_there_is_an_error(shell: Shell) -> None:
+    image_id = shell.import_image()
+    nothing = "ami-0123456789abcdef0"
+    assert "no project 'nobody'" in shell.fail("image", "share", image_id, "nobody")
+    shell.run("project", "create", "friend")
+    for words in (("share", nothing, "friend"), ("unshare", nothing, "friend")):
+        assert f"There is no image {nothing}" in shell.fail("image", *words)
+    for word in ("publish", "unpublish"):
+        assert f"There is no image {nothing}" in shell.fail("image", word, nothing)
+    assert "Missing argument" in shell.fail("image", "share", image_id, status=2)
