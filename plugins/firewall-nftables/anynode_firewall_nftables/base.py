@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import product
 
 TABLE = "anynode"
-LAYOUT = "layout-1"
+LAYOUT = "layout-2"
 """Name of a set that says which structure the tables have; another one is replaced whole."""
 
 PROOF = "a11e:b0de"
@@ -40,8 +40,15 @@ MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-rep
 _SOLICIT = "ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit"
 _ARP_PROBE = "arp operation request arp saddr ip 0.0.0.0"
 _STATE_KNOWN = "ct state established,related accept"
-_UNKNOWN_FROM = 'iifname "an*" iifname @tap_names drop'
-_UNKNOWN_TO = 'oifname "an*" oifname != @networks oifname @tap_names drop'
+_UNKNOWN_FROM = 'iifname "an*" iifname . meta mark @tap_names drop'
+_UNKNOWN_TO = 'oifname "an*" oifname != @networks oifname . meta mark @tap_names drop'
+
+# One comparison after the other: cheaper for a packet than looking its protocol up in a set.
+_WHOLE = (
+    "meta l4proto udp jump udp-from-tap",
+    "meta l4proto icmp jump icmp-from-tap",
+    "meta l4proto ipv6-icmp jump icmp-from-tap",
+)
 
 _BRIDGE_CHAINS: dict[str, tuple[str, ...]] = {
     "prerouting": (
@@ -54,12 +61,12 @@ _BRIDGE_CHAINS: dict[str, tuple[str, ...]] = {
     "input": (
         "type filter hook input priority 0; policy accept;",
         "ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f iifname @taps drop",
-        'iifname "an*" iifname != @taps iifname @tap_names drop',
-        "meta l4proto != tcp jump whole-from-tap",
+        'iifname "an*" iifname != @taps iifname . meta mark @tap_names drop',
+        *_WHOLE,
     ),
     "forward": (
         "type filter hook forward priority 10; policy accept;",
-        "meta l4proto != tcp jump whole-from-tap",
+        *_WHOLE,
         f"meta priority {PROOF} meta priority set none accept",
         "ether type { ip, ip6 } iifname @taps drop",
         "ether type { ip, ip6 } oifname @taps drop",
@@ -90,10 +97,15 @@ _BRIDGE_CHAINS: dict[str, tuple[str, ...]] = {
         "drop",
     ),
     # What only a whole packet shows: forward and input see fragments put together.
-    "whole-from-tap": (
+    "udp-from-tap": (
         "",
-        "udp sport { 67, 547 } iifname @taps drop",
-        "udp dport { 68, 546 } iifname @taps drop",
+        "th sport 67 iifname @taps drop",
+        "th sport 547 iifname @taps drop",
+        "th dport 68 iifname @taps drop",
+        "th dport 546 iifname @taps drop",
+    ),
+    "icmp-from-tap": (
+        "",
         "icmp type redirect iifname @taps drop",
         "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } iifname @taps drop",
         "icmpv6 type nd-neighbor-advert iifname @taps iifname . @th,64,128 != @nd_targets drop",
@@ -146,9 +158,13 @@ _INET_CHAINS: dict[str, tuple[str, ...]] = {
 
 
 def _tap_names() -> str:
-    """Return a set of patterns for taps: "an" and hexadecimal digits, so not the bridge anbr0."""
+    """Return a set of patterns for taps: "an" and hexadecimal digits, so not the bridge anbr0.
+
+    Beside each stands any mark: with every change of elements libnftables lists all sets of
+    ranges, in every table of the machine, except those of more than one field.
+    """
     pairs = ("".join(pair) for pair in product("0123456789abcdef", repeat=2))
-    return ", ".join(f'"an{pair}*"' for pair in pairs)
+    return ", ".join(f'"an{pair}*" . 0-0xffffffff' for pair in pairs)
 
 
 def hooked_chains() -> dict[str, dict[str, int]]:
@@ -166,7 +182,7 @@ def render_base() -> list[str]:
         table = f"{family} {TABLE}"
         lines.append(f"add table {table}")
         lines.append(f"add set {table} {LAYOUT} {{ type mark; }}")
-        lines.append(f"add set {table} tap_names {{ type ifname; flags interval; }}")
+        lines.append(f"add set {table} tap_names {{ type ifname . mark; flags interval; }}")
         lines.append(f"flush set {table} tap_names")
         lines.append(f"add element {table} tap_names {{ {_tap_names()} }}")
         if family == "bridge":

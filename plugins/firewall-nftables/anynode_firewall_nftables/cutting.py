@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from anynode_firewall_nftables.force import InForce
 from anynode_firewall_nftables.netfilter import Flow
+from anynode_firewall_nftables.render import canonical_address
 from appliance.firewall import METADATA_ADDRESS, PolicyIndex, own_addresses
 from appliance.firewall.rules import IPAddress, parse_address, service_number
 from appliance.model import FirewallGroup, FirewallPort, FirewallRule
@@ -45,18 +46,26 @@ def _touched(state: InForce, kind: str) -> list[str]:
 
 def _narrowed_groups(old: InForce, new: InForce) -> set[str]:
     """Return groups that allow less: a rule is gone, or a member of a source."""
-    shrunk = {
-        group_id
-        for group_id in _touched(new, "members")
-        if old.members(group_id) - new.members(group_id)
-    }
+    shrunk = {group_id for group_id in _touched(new, "members") if _has_lost(old, new, group_id)}
     changed = set(_touched(new, "group"))
-    narrowed = set()
-    for group_id, before in old.groups.items():
-        lost_rules = group_id in changed and _has_fewer_rules(before, new.groups.get(group_id))
-        if lost_rules or shrunk & {rule.source_group_id for rule in _rules(before)}:
-            narrowed.add(group_id)
+    narrowed = {
+        group_id
+        for group_id in changed & old.groups.keys()
+        if _has_fewer_rules(old.groups[group_id], new.groups.get(group_id))
+    }
+    if shrunk:
+        narrowed |= {
+            group_id
+            for group_id, before in old.groups.items()
+            if any(rule.source_group_id in shrunk for rule in _rules(before))
+        }
     return narrowed
+
+
+def _has_lost(old: InForce, new: InForce, group_id: str) -> bool:
+    """Return whether a group has lost a member."""
+    before, after = old.member_sets(group_id), new.member_sets(group_id)
+    return any(not keys <= after.get(name, frozenset()) for name, keys in before.items())
 
 
 def _rules(group: FirewallGroup) -> tuple[FirewallRule, ...]:
@@ -69,16 +78,37 @@ def _has_fewer_rules(before: FirewallGroup, after: FirewallGroup | None) -> bool
     return bool(set(before.ingress) - set(after.ingress) or set(before.egress) - set(after.egress))
 
 
+def _owners(
+    ports: Iterable[FirewallPort], addresses: Collection[IPAddress]
+) -> Iterable[FirewallPort]:
+    """Return the ports that may have one of the addresses, cheaply, and perhaps some more."""
+    if any(address.is_link_local for address in addresses):
+        return ports
+    texts = frozenset(map(str, addresses))
+    return [port for port in ports if not texts.isdisjoint(map(canonical_address, port.addresses))]
+
+
 class FlowJudge:
     """Says of tracked flows whether a network's policy lets them go on."""
 
     def __init__(
-        self, state: InForce, judged: Iterable[FirewallPort], lost: frozenset[IPAddress]
+        self,
+        state: InForce,
+        judged: Iterable[FirewallPort],
+        lost: frozenset[IPAddress],
+        flows: Iterable[Flow],
     ) -> None:
+        """Look up what is needed to judge these flows: they are few, and ports may be many."""
+        seen = {address for flow in flows for address in (flow.source, flow.destination)}
         self._index = PolicyIndex(state.policy())
         self._zone = state.zone
         self._lost = lost
-        self._judged = {address: port for port in judged for address in own_addresses(port)}
+        self._judged = {
+            address: port
+            for port in _owners(judged, seen)
+            for address in own_addresses(port)
+            if address in seen
+        }
         self._node = {
             parse_address(text)
             for text in (state.network.gateway, state.network.gateway6, METADATA_ADDRESS)

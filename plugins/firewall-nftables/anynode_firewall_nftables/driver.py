@@ -187,9 +187,11 @@ class NftablesFirewall:
     def _cut(
         self, state: InForce, judged: Iterable[FirewallPort], lost: frozenset[IPAddress]
     ) -> None:
-        judge = FlowJudge(state, judged, lost)
-        flows = [flow for flow in self._netfilter.flows() if judge.ends(flow)]
-        count = self._netfilter.end(flows)
+        flows = list(self._netfilter.flows())
+        if not flows:
+            return
+        judge = FlowJudge(state, judged, lost, flows)
+        count = self._netfilter.end(flow for flow in flows if judge.ends(flow))
         if count:
             log.info("network %s: cut %d flows", state.network.network_id, count)
 

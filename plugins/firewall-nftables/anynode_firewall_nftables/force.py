@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from anynode_firewall_nftables import render
 from anynode_firewall_nftables.names import checked_network_id
 from anynode_firewall_nftables.parts import EMPTY, Part
 from appliance.firewall import changed_groups
-from appliance.model import FirewallGroup, FirewallPort, NetworkPolicy, NetworkSpec, PolicyDelta
+from appliance.model import (
+    FirewallGroup,
+    FirewallPort,
+    FirewallRule,
+    NetworkPolicy,
+    NetworkSpec,
+    PolicyDelta,
+)
 
 PartKey = tuple[str, str]
 
@@ -49,8 +56,11 @@ class InForce:
 
     def members(self, group_id: str) -> frozenset[str]:
         """Return the well-formed addresses of a group's members."""
-        part = self.parts.get(("members", group_id), EMPTY)
-        return frozenset().union(*part.elements.values())
+        return frozenset().union(*self.member_sets(group_id).values())
+
+    def member_sets(self, group_id: str) -> Mapping[str, frozenset[str]]:
+        """Return the well-formed addresses of a group's members by the set that they are in."""
+        return self.parts.get(("members", group_id), EMPTY).elements
 
 
 def compile_policy(policy: NetworkPolicy, zone: int) -> InForce:
@@ -108,8 +118,10 @@ class _Change:
         self._replace_ports(new_ports, set(removed_ports) - new_ports.keys())
         changed = gone_groups | new_groups.keys()
         for group_id in sorted(changed):
-            group = self._groups.get(group_id)
-            self._put("group", group_id, render.group_part(self._net, group) if group else EMPTY)
+            before, group = self._old.groups.get(group_id), self._groups.get(group_id)
+            if before is None or group is None or _rules(before) != _rules(group):
+                part = render.group_part(self._net, group) if group else EMPTY
+                self._put("group", group_id, part)
         if changed:
             self._render_members(changed)
         self._render_profiles(changed)
@@ -184,3 +196,7 @@ class _Change:
                 part = render.profile_part(self._network, known, number)
                 if part != self._parts.get(("profile", str(number))):
                     self._put("profile", str(number), part)
+
+
+def _rules(group: FirewallGroup) -> tuple[tuple[FirewallRule, ...], ...]:
+    return group.ingress, group.egress

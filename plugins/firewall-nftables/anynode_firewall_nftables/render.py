@@ -101,11 +101,11 @@ def _zone_rules(network: NetworkSpec, zone: int) -> Iterator[str]:
     never meet. What leaves it has its answers in zone 0, where translated and routed packets come
     back; the node's own addresses are outside in this sense.
     """
-    # A client without an address looks the same in every network, and so would its answers.
-    yield f"ip saddr 0.0.0.0 ip daddr 255.255.255.255 ct zone set {zone} accept"
     both = f"fib daddr . iif type != local ct zone set {zone} accept"
     if cidr := _range(network.cidr, 4):
         yield f"ip saddr {cidr} ip daddr {cidr} {both}"
+    # A client without an address looks the same in every network, and so would its answers.
+    yield f"ip saddr 0.0.0.0 ip daddr 255.255.255.255 ct zone set {zone} accept"
     ranges = [cidr for cidr in ("fe80::/10", _range(network.cidr6, 6)) if cidr]
     for source, destination in product(ranges, ranges):
         yield f"ip6 saddr {source} ip6 daddr {destination} {both}"
@@ -254,13 +254,14 @@ def changed_members(part: Part, before: frozenset[str], after: frozenset[str]) -
 
 
 def _by_family(members: Iterable[str]) -> dict[int, frozenset[str]]:
-    found = frozenset(map(_canonical, members)) - {""}
+    found = frozenset(map(canonical_address, members)) - {""}
     six = frozenset(text for text in found if ":" in text)
     return {4: found - six, 6: six}
 
 
 @lru_cache(maxsize=1 << 17)
-def _canonical(address: str) -> str:
+def canonical_address(address: str) -> str:
+    """Return the one spelling of an address; empty when it is malformed."""
     return str(parse(address) or "")
 
 

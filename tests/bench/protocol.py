@@ -1,12 +1,9 @@
-"""Report what the EC2 protocol costs: load the model, write a long list, read and verify a request.
-
-Run it as a program; it prints CPU time and passes no judgement.
-"""
+"""What the EC2 protocol costs apart from the rest: the model, a long reply, a request."""
 
 from __future__ import annotations
 
+import statistics
 import time
-import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +12,11 @@ from appliance.api.ec2.protocol.form import decode_form
 from appliance.api.ec2.protocol.model import load_model
 from appliance.api.ec2.protocol.parser import RequestParser
 from appliance.api.ec2.protocol.serializer import ReplySerializer
+from tests.bench.figure import Figures, ms
 
-INSTANCES = 1000
-REQUEST = (
+_ACTIONS = ("RunInstances", "DescribeInstances", "DescribeInstanceTypes", "DescribeImages")
+_INSTANCES = 1000
+_REQUEST = (
     b"Action=RunInstances&Version=2016-11-15&ImageId=ami-0123456789abcdef0&MinCount=1&MaxCount=1"
     b"&InstanceType=t3.micro&KeyName=web&SecurityGroupId.1=sg-0123456789abcdef0&UserData=aGk%3D"
     b"&Placement.AvailabilityZone=zone-a&ClientToken=0123456789&BlockDeviceMapping.1.DeviceName=vda"
@@ -26,7 +25,7 @@ REQUEST = (
 )
 
 
-def instance(number: int) -> dict[str, Any]:
+def _instance(number: int) -> dict[str, Any]:
     """Return an instance with the members that a running one has, as boto3 shows it."""
     launched = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     group = {"GroupId": "sg-0123456789abcdef0", "GroupName": "default"}
@@ -106,39 +105,36 @@ def instance(number: int) -> dict[str, Any]:
     }
 
 
-def best_cpu_ms(call: Callable[[], object], repeats: int = 15) -> float:
-    """Return the least CPU time of several calls."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
+def _median_s(call: Callable[[], object], rounds: int) -> float:
+    """Return the median CPU time of several calls."""
+    spent = []
+    for _ in range(rounds):
+        start = time.thread_time()
         call()
-        best = min(best, time.process_time() - start)
-    return best * 1000
+        spent.append(time.thread_time() - start)
+    return statistics.median(spent)
 
 
-def main() -> None:
-    """Print one line per measurement."""
-    actions = ["RunInstances", "DescribeInstances", "DescribeInstanceTypes", "DescribeImages"]
-    tracemalloc.start()
-    model = load_model(actions)
-    kept, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    print(f"model: {best_cpu_ms(lambda: load_model(actions), 5):.1f} ms CPU", end=", ")
-    print(f"{kept / 1e6:.2f} MB kept, {peak / 1e6:.1f} MB while loading")
-    print(f"serializer made: {best_cpu_ms(lambda: ReplySerializer(model), 5):.2f} ms CPU")
+def measure(is_quick: bool) -> Figures:
+    """Measure loading the model, writing a long list, and reading a request."""
+    rounds = 1 if is_quick else 5
+    model = load_model(_ACTIONS)
     serializer, parser = ReplySerializer(model), RequestParser(model)
     reservation = {"ReservationId": "r-0123456789abcdef0", "OwnerId": "000000000001"}
-    reservations = [{**reservation, "Instances": [instance(number)]} for number in range(INSTANCES)]
+    numbers = range(10 if is_quick else _INSTANCES)
+    listed = {"Reservations": [{**reservation, "Instances": [_instance(n)]} for n in numbers]}
 
     def serialize() -> bytes:
-        result = {"Reservations": reservations}
-        return serializer.serialize("DescribeInstances", result, request_id="r")
+        return serializer.serialize("DescribeInstances", listed, request_id="r")
 
-    print(f"DescribeInstances of {INSTANCES}: {best_cpu_ms(serialize):.1f} ms CPU", end=", ")
-    print(f"{len(serialize()) / 1e6:.2f} MB")
-    parse = best_cpu_ms(lambda: [parser.parse(decode_form(REQUEST)) for _ in range(100)])
-    print(f"RunInstances parsed: {parse * 10:.0f} us CPU")
+    def parse() -> None:
+        for _ in range(100):
+            parser.parse(decode_form(_REQUEST))
 
-
-if __name__ == "__main__":
-    main()
+    return {
+        "EC2 model of four actions loaded: CPU": ms(
+            _median_s(lambda: load_model(_ACTIONS), rounds)
+        ),
+        "reply with 1,000 instances written: CPU": ms(_median_s(serialize, rounds)),
+        "RunInstances request read: CPU": ms(_median_s(parse, rounds) / 100),
+    }

@@ -1,0 +1,1 @@
+"""Figures: what things cost. ``python -m tests.bench`` measures them; nothing here is a test."""
