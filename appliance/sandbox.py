@@ -7,6 +7,7 @@ on the machine but its own folder and its env file.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -41,6 +42,8 @@ MARK = "ANYNODE_SANDBOX"
 
 _IMAGE_NAME = "sandbox"
 _IMAGE_BYTES = 1 << 20
+_MEMORY = Path("/dev/shm")
+_MEMORY_BYTES = 512 << 20
 _UP_S = 10.0
 _POLL_S = 0.01
 _NODE_ROLES = ("datapath", "compute")
@@ -320,6 +323,18 @@ def _ensure_image(store: Store, config: Config, folder: Path) -> str:
         return import_image(store, config, Path(file.name), wanted, PROJECT).image.image_id
 
 
+def _in_memory() -> Path | None:
+    """Return a folder whose files are in memory, where nothing waits for a disk.
+
+    ``None`` where somebody has said where temporary files go, or where it is small.
+    """
+    try:
+        has_room = shutil.disk_usage(_MEMORY).free >= _MEMORY_BYTES and os.access(_MEMORY, os.W_OK)
+    except OSError:
+        has_room = False
+    return _MEMORY if has_room and not os.environ.get("TMPDIR") else None
+
+
 @contextmanager
 def folder_of(state: Path | None) -> Iterator[Path]:
     """Give the folder of a sandbox's state: the one that is named, or one that goes at the end.
@@ -327,7 +342,7 @@ def folder_of(state: Path | None) -> Iterator[Path]:
     :raises ConfigError: it cannot be made.
     """
     if state is None:
-        path = Path(tempfile.mkdtemp(prefix="anynode-sandbox-"))
+        path = Path(tempfile.mkdtemp(prefix="anynode-sandbox-", dir=_in_memory()))
         try:
             yield path
         finally:

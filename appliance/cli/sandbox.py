@@ -72,7 +72,8 @@ _LOOK_EVERY_S = 0.5
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps everything for the next time; else one that is removed at the end.",
+    help="Folder that keeps everything for the next time; else one that is removed at the end, in "
+    "$TMPDIR, in memory, or in /tmp.",
 )
 @click.option(
     "--end-with",

@@ -100,12 +100,11 @@ def default_in_zone(tx: Transaction, zone: str | None) -> str | None:
     return tx.execute(query).scalars().first()
 
 
-def defaults_with_addresses(tx: Transaction) -> dict[str, str]:
-    """Return the default networks that have an address nobody holds, by zone."""
+def defaults_with_addresses(tx: Transaction, *, quarantine_s: float) -> dict[str, str]:
+    """Return the default networks that have an address to take, by zone; see :func:`allocate`."""
     free = select(addresses.c.address).where(
         addresses.c.network_id == networks.c.id,
-        addresses.c.port_id.is_(None),
-        addresses.c.is_reserved.is_(False),
+        is_free(addresses, networks.c.id, tx.now, quarantine_s),
     )
     query = select(networks.c.zone, networks.c.id).where(
         networks.c.is_default.is_(True), free.exists()

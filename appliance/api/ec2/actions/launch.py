@@ -292,7 +292,8 @@ class _Plan:
         shared = networks.default_in_zone(tx, "") or ""
         if self.zone:
             return networks.default_in_zone(tx, self.zone) or shared
-        usable = networks.defaults_with_addresses(tx)
+        quarantine_s = self._call.parts.config.network.address_quarantine_s
+        usable = networks.defaults_with_addresses(tx, quarantine_s=quarantine_s)
         if len(usable) < 2:
             return next(iter(usable.values()), "") or networks.default_in_zone(tx, None) or ""
         need = {
