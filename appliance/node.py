@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from appliance.bus import Bus
 from appliance.bus.local import LocalBus
 from appliance.config import Config
 from appliance.errors import AnynodeError, ConfigError
+from appliance.files import write_whole
 from appliance.hooks import Observers, RoleMaker
 from appliance.hookspecs import Credentials
 from appliance.instance_types import CATALOG, Catalog
@@ -124,7 +124,7 @@ class Node:
         self._lock = _lock(config.run_dir / "node.lock")
         self.node_id = _remembered(config.state_dir / "node_id", self.world)
         self.boot_id = _remembered(config.run_dir / "boot_id", self.world)
-        self.store = beside.store if beside else _open_store(config, self.world)
+        self.store: Store = beside.store if beside else _open_store(config, self.world)
         self.store.transaction(lambda tx: store_setup.prepare(tx, config))
         row = NodeRow(
             node_id=self.node_id,
@@ -133,7 +133,7 @@ class Node:
             roles=config.node.roles,
         )
         self.store.transaction(lambda tx: store_setup.join(tx, row))
-        self.bus = beside.bus if beside else _make_bus(config, self.store, self.world)
+        self.bus: LocalBus = beside.bus if beside else _make_bus(config, self.store, self.world)
         self.plugins = loader_of(config, credentials(self.store) if credentials else None)
         self.work = Lanes("work", WORK_THREADS)
         self.observers = Observers(self.plugins.create_all("appliance.observer", config.observers))
@@ -290,7 +290,11 @@ def _lock(path: Path) -> IO[str]:
 def _remembered(path: Path, world: World) -> str:
     """Return the id in a file, making it the first time."""
     if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(world.ids.uuid() + "\n", encoding="ascii")
-        temporary.replace(path)
-    return path.read_text(encoding="ascii").strip()
+        write_whole(path, f"{world.ids.uuid()}\n".encode(), mode=0o644)
+    found = path.read_text(encoding="ascii").strip()
+    if not found:
+        raise ConfigError(
+            f"The file {path} is empty: this node has lost its id.",
+            hint="Write it anew from the store's list of nodes (`anynode status --json`).",
+        )
+    return found

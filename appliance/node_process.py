@@ -24,6 +24,7 @@ from appliance import run
 from appliance.config import Config
 from appliance.ec2_client import endpoint_of
 from appliance.errors import CommandFailed, Unavailable
+from appliance.files import write_whole
 
 START_S = 90.0
 STOP_S = 30.0
@@ -87,9 +88,7 @@ def recorded(process: NodeProcess, run_dir: Path) -> Iterator[Callable[[NodeProc
     path = record_path(run_dir)
 
     def write(changed: NodeProcess) -> None:
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(msgspec.json.encode(changed))
-        beside.replace(path)
+        write_whole(path, msgspec.json.encode(changed), mode=0o644, is_durable=False)
 
     write(process)
     try:

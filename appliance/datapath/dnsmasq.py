@@ -26,6 +26,7 @@ from pathlib import Path
 
 from appliance.datapath.checks import check_network, check_port
 from appliance.errors import CommandFailed, ConfigError, Unavailable
+from appliance.files import write_whole
 from appliance.model import NetworkSpec, PortSpec
 from appliance.run import spawn_daemon
 
@@ -155,7 +156,7 @@ def _start(places: Places, path: Path, config: str) -> None:
         old.unlink()
     shutil.rmtree(places.freed, ignore_errors=True)
     places.freed.mkdir(mode=0o700)
-    write_file(path, config, mode=0o600)
+    write_whole(path, config.encode(), is_durable=False)
     printed = places.private / "dnsmasq.log"
     printed.unlink(missing_ok=True)
     # In the foreground it stays our child, which we can reap; its log goes to syslog all the same.
@@ -211,7 +212,7 @@ def remove_port(port_id: str, places: Places) -> None:
     if lease.exists():
         mac, *fields = lease.read_text().strip().split(",")
         for field in fields[:-1]:
-            write_file(places.freed / field.strip("[]"), mac, mode=0o600)
+            write_whole(places.freed / field.strip("[]"), mac.encode(), is_durable=False)
     lease.unlink(missing_ok=True)
     (places.names / port_id).unlink(missing_ok=True)
     _reload(places)
@@ -247,16 +248,6 @@ def remove(places: Places) -> None:
     for directory in (places.private, places.reachable):
         if directory.exists():
             shutil.rmtree(directory)
-
-
-def write_file(path: Path, text: str, *, mode: int) -> None:
-    """Put a file in place as a whole; a crash leaves the old one."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-    new.rename(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +325,7 @@ def _replace(path: Path, text: str) -> bool:
     if path.exists() and path.read_text() == text:
         return False
     # dnsmasq skips names that begin with a dot: it never reads half a file.
-    write_file(path, text, mode=0o644)
+    write_whole(path, text.encode(), mode=0o644, is_durable=False)
     return True
 
 
@@ -350,8 +341,11 @@ def _make_places(places: Places) -> None:
         (places.leases, 0o755),
         (places.names, 0o755),
     ):
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(mode)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(mode)
+        except OSError as error:
+            raise Unavailable(f"Could not make {directory}: {error.strerror}.") from error
 
 
 def _require_user(user: str) -> None:

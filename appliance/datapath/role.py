@@ -15,6 +15,7 @@ from appliance.datapath.ports import Ports
 from appliance.datapath.record import PortRecord
 from appliance.datapath.turns import Turns
 from appliance.errors import AnynodeError, Conflict, NotFound
+from appliance.files import write_whole
 from appliance.hooks import Firewall, Network
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.journal import Journal
@@ -356,8 +357,5 @@ def _token_key(state_dir: Path) -> bytes:
     """Return the key of this node's metadata tokens, made the first time."""
     path = state_dir / "metadata.key"
     if not path.exists():
-        temporary = path.with_suffix(".new")
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(secrets.token_bytes(32))
-        temporary.replace(path)
+        write_whole(path, secrets.token_bytes(32))
     return path.read_bytes()

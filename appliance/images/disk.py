@@ -7,6 +7,7 @@ our own parser.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import Conflict, InputError, LimitExceeded, Unavailable
@@ -48,15 +49,18 @@ def create_overlay(
         return existing
     wanted_bytes = size_bytes if size_bytes is not None else image_bytes
     partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
     try:
+        if os.path.lexists(partial):
+            partial.unlink()
         with open(partial, "xb") as file:
             qcow2.write_overlay(file, str(base_path), base_format, wanted_bytes)
         _finish(partial, path)
     except OSError as error:
         raise Unavailable(f"Could not make the disk {path}: {error.strerror}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        # On a disk that may not be written even this fails, and says less than what failed first.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return wanted_bytes
 
 

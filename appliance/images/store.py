@@ -104,8 +104,8 @@ class ImageStore:
         """Inspect a file, copy it into the store, and inspect the copy.
 
         Safe to repeat: the same bytes are the same file of the store. When it raises, or is
-        interrupted, nothing is left. ``path`` is opened with the rights of this process: it must
-        come from an operator of this machine, never from a request.
+        interrupted, no part of it is left. ``path`` is opened with the rights of this process: it
+        must come from an operator of this machine, never from a request.
 
         :raises InputError: the file was refused, or changed while it was read.
         :raises LimitExceeded: the store has no room for it.
@@ -140,7 +140,7 @@ class ImageStore:
     ) -> Path:
         """Store the bytes of a known image and return their path; they must bear its digest.
 
-        Reads no more than the image's size. When it raises nothing is left.
+        Reads no more than the image's size. When it raises, no part of it is left.
 
         :raises Unavailable: other bytes came, or fewer, or more, or they could not be written.
         :raises LimitExceeded: the store has no room for it.
@@ -257,7 +257,7 @@ class ImageStore:
                 f"The file system of {self.directory} has no unnamed files (O_TMPFILE).",
                 hint="Put the image directory on ext4, xfs, btrfs or tmpfs.",
             )
-        return Unavailable(f"Could not copy image {what}: {error.strerror}.")
+        return Unavailable(f"Could not copy image {what} to {self.directory}: {error.strerror}.")
 
     def _adopt(self, incoming: _Incoming) -> None:
         """Give the written file its name; keep the one that is there unless it is damaged."""

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ BUSY_S = 5.0
 _RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
 _RETRIED_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED_SQLITE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_HARMED_SQLITE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, *_DAMAGED_SQLITE}
 _HINT = "Look for a process that holds it, then try again."
 _SQLITE_READS: dict[str, Any] = {"anynode_reads": True}
 # A snapshot is all that a read needs, and unlike SERIALIZABLE it never fails a writer.
@@ -118,7 +120,7 @@ class Store:
         # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
         self._writer = threading.Lock() if self._is_sqlite else None
         self._engine = _sqlite_engine(url) if self._is_sqlite else _server_engine(url)
-        event.listen(self._engine, "handle_error", _without_values)
+        event.listen(self._engine, "handle_error", _handle)
         self._read_options = dict(_SQLITE_READS if self._is_sqlite else _SERVER_READS)
 
     @property
@@ -190,6 +192,12 @@ class Store:
             except PoolTimeoutError as error:
                 raise Unavailable("All connections to the store are in use.", hint=_HINT) from error
             except DBAPIError as error:
+                if number == 1 and _is_readonly(error):
+                    # Connections that were opened while the disk was not well share what they could
+                    # only read: once all are closed a fresh one tells whether it is well now.
+                    _let_go(error)
+                    self._engine.dispose()
+                    continue
                 if not _is_retried(error):
                     if _is_of_the_store(error):
                         raise Unavailable(
@@ -215,6 +223,17 @@ def _is_retried(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in _RETRIED_SQLSTATES
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Forget what the calls that failed worked on: their cursors keep a connection open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
+
+
+def _is_readonly(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+
+
 def _is_of_the_store(error: DBAPIError) -> bool:
     """Say whether the store is at fault, and not what it was asked."""
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
@@ -222,9 +241,14 @@ def _is_of_the_store(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError) or error.connection_invalidated or is_damaged
 
 
-def _without_values(context: ExceptionContext) -> None:
-    """Leave the driver's sentence of an error: statements and values end up in logs."""
+def _handle(context: ExceptionContext) -> None:
+    """Leave the driver's sentence of an error: statements and values end up in logs.
+
+    Connections that a bad disk has harmed are given up.
+    """
     error, orig = context.sqlalchemy_exception, context.original_exception
+    if getattr(orig, "sqlite_errorcode", 0) & 0xFF in _HARMED_SQLITE:
+        context.is_disconnect = True
     # PostgreSQL says what clashed in a detail that holds the row's values.
     primary = getattr(getattr(orig, "diag", None), "message_primary", None)
     if primary:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.errors import CommandFailed, ConfigError
+from appliance.files import write_whole
 from appliance.run import run
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def switch_on(state_dir: Path) -> None:
     record = state_dir / _RECORD
     before = {name: (_SWITCHES / name).read_text().strip() for name in _needed()}
     if not record.exists():
-        record.write_bytes(msgspec.json.encode(before))
+        write_whole(record, msgspec.json.encode(before))
     for name, value in before.items():
         if value != "1":
             log.info("sysctl net.bridge.%s: %s -> 1", name, value)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pycdlib
@@ -28,7 +29,8 @@ def write_iso(path: Path, label: str, files: Mapping[str, bytes]) -> None:
         return
     image = _render(label, files, mark)
     partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
+    if os.path.lexists(partial):
+        partial.unlink()
     try:
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
@@ -37,7 +39,9 @@ def write_iso(path: Path, label: str, files: Mapping[str, bytes]) -> None:
             os.fsync(fd)
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        # On a disk that may not be written even this fails, and says less than what failed first.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _mark(label: str, files: Mapping[str, bytes]) -> str:

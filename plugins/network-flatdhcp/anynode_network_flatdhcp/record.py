@@ -6,12 +6,12 @@ to remove after a crash, and what a setting was before we changed it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from appliance.errors import ConfigError
+from appliance.files import write_whole
 from appliance.model import NetworkSpec
 
 
@@ -69,13 +69,11 @@ class RecordFile:
             ) from error
 
     def write(self, value: Record) -> None:
-        """Make the value durable, then current; nothing is written when nothing changed."""
+        """Make the value durable, then current; nothing is written when nothing changed.
+
+        :raises Unavailable: it could not be written; the value stays what it was.
+        """
         if value == self.value:
             return
-        new = self._path.with_name(f".{self._path.name}.new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(value))
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self._path)
+        write_whole(self._path, msgspec.json.encode(value))
         self.value = value
