@@ -60,35 +60,23 @@ def wide(front: Front) -> Front:
     return front
 
 
-def test_zone_asked_for_has_its_own_subnet(wide: Front) -> None:
+def test_zone_and_subnet_agree(wide: Front) -> None:
     for zone in ("local-1a", "local-1b"):
         found = launch(wide, Placement={"AvailabilityZone": zone})
         assert found == (zone, subnet_of(wide, zone))
-    assert subnet_of(wide, "local-1a") != subnet_of(wide, "local-1b")
-
-
-def test_subnet_asked_for_has_its_zone(wide: Front) -> None:
     subnet_id = subnet_of(wide, "local-1b")
+    assert subnet_id != subnet_of(wide, "local-1a")
     assert launch(wide, SubnetId=subnet_id) == ("local-1b", subnet_id)
     both = {"SubnetId": subnet_id, "Placement": {"AvailabilityZone": "local-1b"}}
     assert launch(wide, **both) == ("local-1b", subnet_id)
-
-
-def test_subnet_of_another_zone_is_refused(wide: Front) -> None:
-    subnet_id = subnet_of(wide, "local-1b")
-    refused = error_of(
-        wide.client().run_instances,
-        ImageId=wide.image.image_id,
-        MinCount=1,
-        MaxCount=1,
-        SubnetId=subnet_id,
-        Placement={"AvailabilityZone": "local-1a"},
-    )
+    both["Placement"] = {"AvailabilityZone": "local-1a"}
     text = "Value (local-1a) for parameter availabilityZone is invalid. "
-    assert refused == {
+    assert error_of(launch, front=wide, **both) == {
         "Code": "InvalidParameterValue",
         "Message": f"{text}Subnet '{subnet_id}' is in the availability zone local-1b",
     }
+    unknown = error_of(launch, front=wide, Placement={"AvailabilityZone": "local-1z"})
+    assert unknown["Code"] == "InvalidParameterValue"
 
 
 def test_launches_that_have_no_node_yet_count(wide: Front) -> None:
@@ -101,15 +89,13 @@ def test_the_zone_with_most_room_is_taken(wide: Front) -> None:
     assert launch(wide) == ("local-1c", subnet_of(wide, "local-1c"))
 
 
-@pytest.mark.parametrize("why", ["down", "closed"])
-def test_a_zone_whose_nodes_take_nothing_is_left_out(wide: Front, why: str) -> None:
-    add_node(wide, "n-c", "local-1c", vcpus=150)
-    table, values = {
-        "down": (schema.node_status, {"is_up": False}),
-        "closed": (schema.nodes, {"accepts_instances": False}),
-    }[why]
-    column = table.c.node_id if why == "down" else table.c.id
-    wide.change(lambda tx: tx.execute(update(table).where(column == "n-c").values(**values)))
+def test_a_zone_whose_nodes_take_nothing_is_left_out(wide: Front) -> None:
+    for name, zone in (("n-c", "local-1c"), ("n-d", "local-1d")):
+        add_node(wide, name, zone, vcpus=150)
+    status, table = schema.node_status, schema.nodes
+    down = update(status).where(status.c.node_id == "n-c").values(is_up=False)
+    closed = update(table).where(table.c.id == "n-d").values(accepts_instances=False)
+    wide.change(lambda tx: (tx.execute(down), tx.execute(closed)))
     assert launch(wide)[0] == "local-1a"
 
 
@@ -118,11 +104,6 @@ def test_a_zone_without_a_free_address_is_left_out(wide: Front) -> None:
     taken = update(table).where(table.c.network_id == full).values(port_id="eni-other")
     wide.change(lambda tx: tx.execute(taken))
     assert [launch(wide)[0] for _ in range(2)] == ["local-1b", "local-1b"]
-
-
-def test_unknown_zone(wide: Front) -> None:
-    refused = error_of(launch, front=wide, Placement={"AvailabilityZone": "local-1z"})
-    assert refused["Code"] == "InvalidParameterValue"
 
 
 def test_where_no_node_is_up_a_launch_is_still_accepted(front: Front) -> None:
