@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, false, literal, or_, select
+from sqlalchemy import ColumnElement, Text, and_, case, cast, false, func, literal, or_, select
 
 from appliance.errors import InputError
 from appliance.store import Transaction
@@ -33,7 +33,6 @@ TAGS = (ANY_TAG, "tag-key", "tag-value")
 
 _TOKEN = re.compile(r"\\(.)|([*?])|([^\\*?]+|\\)", re.DOTALL)
 _PARTIAL_TIME = re.compile(r"(\d{4})(-\d\d)?(-\d\d)?(T\d\d)?(:\d\d)?(:\d\d)?(\.\d{1,6})?")
-_NUMBER = re.compile(r"-?[0-9]{1,9}")
 _SHORTEST_TIME = "0001-01-01T00:00:00"
 
 
@@ -44,13 +43,12 @@ def text(column: Column) -> Rule:
 
 def flag(column: ColumnElement[bool]) -> Rule:
     """Return the rule for a column that is true or false; any other value fits nothing."""
-    known = ("true", "false")
-    return lambda tx, values: column.in_([value == "true" for value in values if value in known])
+    return text(case((column.is_(True), "true"), else_="false"))
 
 
 def number(column: ColumnElement[int]) -> Rule:
-    """Return the rule for a column that is a whole number."""
-    return lambda tx, values: column.in_([int(v) for v in values if _NUMBER.fullmatch(v)])
+    """Return the rule for a column that is a whole number, by its digits."""
+    return text(cast(column, Text))
 
 
 def nothing(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
@@ -64,11 +62,15 @@ def constant(value: str) -> Rule:
 
 
 def moment(column: ColumnElement[float]) -> Rule:
-    """Return the rule for a time: a whole one, or its beginning with ``*``."""
+    """Return the rule for a time: a whole one, its beginning with ``*``, or any pattern."""
 
     def rule(tx: Transaction, values: Sequence[str]) -> ColumnElement[bool]:
-        spans = [span for value in values if (span := _span(value)) is not None]
-        return or_(false(), *(and_(column >= low, column < high) for low, high in spans))
+        spans = {value: span for value in values if (span := _span(value)) is not None}
+        patterns = [value for value in values if value not in spans]
+        return or_(
+            matches(tx, _written(tx, column), patterns) if patterns else false(),
+            *(and_(column >= low, column < high) for low, high in spans.values()),
+        )
 
     return rule
 
@@ -177,6 +179,14 @@ def _like(pieces: Iterable[tuple[str, str]]) -> str:
         wildcards.get(wildcard) or re.sub(r"([\\%_])", r"\\\1", literal_text)
         for wildcard, literal_text in pieces
     )
+
+
+def _written(tx: Transaction, column: ColumnElement[float]) -> ColumnElement[str]:
+    """Return a time as replies write it, with milliseconds."""
+    if tx.is_sqlite:
+        return func.strftime("%Y-%m-%dT%H:%M:%fZ", column, "unixepoch")
+    moment_utc = func.timezone("UTC", func.to_timestamp(column))
+    return func.to_char(moment_utc, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
 
 
 def _span(value: str) -> tuple[float, float] | None:

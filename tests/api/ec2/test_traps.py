@@ -81,6 +81,21 @@ def test_trap_2_a_new_group_lets_everything_out(front: Front, ec2: Any) -> None:
     assert group["IpPermissionsEgress"][0]["IpRanges"] == [{"CidrIp": "0.0.0.0/0"}]
 
 
+def test_trap_3_a_default_vpc_with_a_subnet_per_zone_is_found_by_either_name(ec2: Any) -> None:
+    for name in ("isDefault", "is-default"):
+        [vpc] = ec2.describe_vpcs(Filters=[{"Name": name, "Values": ["true"]}])["Vpcs"]
+        assert vpc["IsDefault"] is True
+    zones = {each["ZoneName"] for each in ec2.describe_availability_zones()["AvailabilityZones"]}
+    for name in ("defaultForAz", "default-for-az"):
+        wanted = [
+            {"Name": name, "Values": ["true"]},
+            {"Name": "vpc-id", "Values": [vpc["VpcId"]]},
+        ]
+        found = ec2.describe_subnets(Filters=wanted)["Subnets"]
+        assert {each["AvailabilityZone"] for each in found} == zones
+        assert all(each["DefaultForAz"] for each in found)
+
+
 def test_trap_4_every_type_can_be_described_and_none_is_burstable(ec2: Any) -> None:
     for name in CATALOG:
         [kind] = ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
