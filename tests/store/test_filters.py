@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
+from sqlalchemy import insert, literal, select
 
 from appliance.api.ec2.matching import matches as matches_in_memory
 from appliance.errors import InputError
@@ -92,3 +92,45 @@ def test_times(value: str, inside: float, outside: float) -> None:
 @pytest.mark.parametrize("value", ["", "*", "x", "2026-13-01T00:00:00Z", "2026-01-02", "9" * 50])
 def test_what_is_no_time_fits_nothing(value: str) -> None:
     assert filters._span(value) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["true"], True),
+        (["false"], False),
+        (["false", "true"], True),
+        (["t*"], True),
+        (["*"], True),
+        (["yes"], False),
+        ([], False),
+    ],
+)
+def test_flags(store: Store, values: list[str], expected: bool) -> None:
+    def ask(tx: Transaction) -> bool:
+        condition = filters.flag(literal(True))(tx, values)
+        return tx.execute(select(literal(1)).where(condition)).first() is not None
+
+    assert store.read(ask) is expected
+
+
+def test_nonsense_is_neither_true_nor_false(store: Store) -> None:
+    def ask(tx: Transaction) -> object:
+        condition = filters.flag(literal(False))(tx, ["nonsense"])
+        return tx.execute(select(literal(1)).where(condition)).first()
+
+    assert store.read(ask) is None
+
+
+def test_numbers_go_by_their_digits(store: Store) -> None:
+    def ask(*values: str) -> bool:
+        condition = filters.number(literal(443))
+        query = select(literal(1))
+        return (
+            store.read(lambda tx: tx.execute(query.where(condition(tx, values))).first())
+            is not None
+        )
+
+    assert ask("443")
+    assert ask("80", "4?3")
+    assert not ask("44", "4433", "x", "")

@@ -216,6 +216,18 @@ def test_what_is_shown_is_found(stage: Stage, target: Any, name: str) -> None:
     assert instance_id not in found(stage, name, "nonsense", f"{value}x")
 
 
+@pytest.mark.parametrize("name", sorted(set(SHOWN) - {"network-interface.description"}))
+def test_wildcards_are_understood(stage: Stage, target: Any, name: str) -> None:
+    instance_id = target[1]["InstanceId"]
+    value = as_text(SHOWN[name](*target))
+    if name.endswith("time"):
+        assert instance_id in found(stage, name, f"{value[:13]}*")
+        return
+    assert instance_id in found(stage, name, f"{value[:-1]}?")
+    assert instance_id in found(stage, name, "nonsense*", f"{value[:1]}*")
+    assert instance_id not in found(stage, name, f"?{value}")
+
+
 @pytest.mark.parametrize("name", CANNOT_BE)
 def test_what_cannot_be_is_found_nowhere(stage: Stage, target: Any, name: str) -> None:
     assert found(stage, name, "*", "true", "false", "") == []
