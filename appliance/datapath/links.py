@@ -24,8 +24,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from appliance.datapath.checks import Interface
 from appliance.errors import ConfigError, Conflict
+from appliance.firewall import METADATA_ADDRESS
 
-METADATA_ADDRESS = "169.254.169.254"
 TAP_NAME = re.compile(r"an[0-9a-f]{12}")
 
 _MARK = "anynode"

@@ -18,10 +18,10 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from appliance.datapath.links import METADATA_ADDRESS
 from appliance.datapath.metadata import Request, Response, Tokens, answer, error
 from appliance.datapath.metadata_tree import Subject
 from appliance.errors import ConfigError
+from appliance.firewall import METADATA_ADDRESS
 from appliance.world import Clock, SystemClock
 
 log = logging.getLogger(__name__)

@@ -401,3 +401,14 @@ class TestRefusals:
         result = invoke("sandbox", "--port", "0", environment={**keys})
         assert "cannot be used as an access key" in result.stderr
         assert "secret" not in result.stderr.replace("the secret up to", "")
+
+
+def test_what_only_real_networks_need_is_not_loaded() -> None:
+    """The netlink library alone is a sixth of all modules."""
+    names = "pyroute2", "libvirt", "pycdlib", "boto3"
+    code = (
+        "import sys, appliance.sandbox, appliance.datapath.role, appliance.compute.role; "
+        f"print([name for name in {names!r} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
