@@ -25,8 +25,14 @@ which is the id of the timeline (`anynode trace`). Every action takes `DryRun`; 
 nobody knows are ignored.
 
 An action of EC2 that is not in this table answers `InvalidAction` (400), "… is not valid for this
-web service.". A filter that an action does not know answers `InvalidParameterValue`. The id of
-another project's resource does not exist. A body may hold 64 KB, user data 16 KB."""
+web service.". The id of another project's resource does not exist. A body may hold 64 KB, user
+data 16 KB.
+
+Every filter that EC2 documents for an action is known; one about what cannot exist here, such as
+public addresses, fits nothing. Values may hold `*` and `?`, a backslash takes their meaning. One of
+a filter's values must fit, and all filters; there may be 200 values. Another name answers
+`InvalidParameterValue`, as does a `MaxResults` that is too small. `NextToken` is there exactly when
+more is to come."""
 _VERIFY_TEXT = """\
 Errors make `anynode verify` end with status 3; warnings alone do not. The codes are stable and can
 be ignored one by one (`--ignore`). I1 to I6 and I9 are the invariants of the design; N1 is about

@@ -135,7 +135,7 @@ def delete(tx: Transaction, image_id: str) -> None:
     if tx.execute(statement.values(deleted_at=tx.now, state="deregistered")).rowcount != 1:
         raise NotFound(f"There is no image {image_id}.", code="InvalidAMIID.NotFound")
     tx.execute(sql_delete(image_shares).where(image_shares.c.image_id == image_id))
-    tags.clear(tx, [image_id])
+    tags.clear_of_all(tx, image_id)
 
 
 def check_exists(tx: Transaction, image_id: str) -> None:

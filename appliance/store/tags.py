@@ -118,6 +118,12 @@ def clear(tx: Transaction, resource_ids: Iterable[str]) -> None:
     tx.execute(delete(tags).where(tags.c.resource_id.in_(list(resource_ids))))
 
 
+def clear_of_all(tx: Transaction, resource_id: str) -> None:
+    """Remove all projects' tags of what ends and was not only one project's."""
+    clear(tx, [resource_id])
+    tx.execute(delete(tags).where(tags.c.resource_id.startswith(shared(resource_id, ""))))
+
+
 def of(
     tx: Transaction, resource_ids: Iterable[str] | Select[tuple[str]]
 ) -> dict[str, list[tuple[str, str]]]:

@@ -164,6 +164,9 @@ class TestEveryResource:
         [seen] = neighbour.ask("DescribeImages", ImageIds=[image_id])["Images"]
         assert seen.get("Tags", []) == []
         assert not neighbour.ask("DescribeImages", Filters=where(tag_key="secret"))["Images"]
+        neighbour.ask("CreateTags", Resources=[image_id], Tags=pairs(b="2"))
+        stage.front.change(lambda tx: images.delete(tx, image_id))
+        assert kept(stage, image_id, f"{image_id}@{neighbour.project_id}") == set()
 
 
 class TestIds:
