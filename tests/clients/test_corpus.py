@@ -62,7 +62,6 @@ def test_terraform_aws_instance(ec2: Any, endpoint: Endpoint, zone: str) -> None
     instance.update_groups(group.group_id, other.group_id)
     instance.update_type("t3.small", b"#!/bin/sh\ntrue\n")
     instance.destroy()
-    # Groups that a terminating instance is still in are asked for again until they are free.
     for resource in (group, other, key):
         resource.destroy()
 
