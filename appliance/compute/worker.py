@@ -376,10 +376,12 @@ class Worker:
         self.resume(instance_id)
 
     def _reboot(self, order: Order) -> None:
+        self._parts.world.crash("reboot.before")
         try:
             self._drivers.compute.reboot(order.instance_id, is_forced=order.is_forced)
         except AnynodeError as error:
             log.warning("reboot of %s: %s", order.instance_id, error)
+        self._parts.world.crash("reboot.after")
         self._journal.delete(REBOOT, order.instance_id)
 
     def take_up_reboots(self) -> None:

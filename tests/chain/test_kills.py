@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import select
 
 from appliance.compute.launch import LAUNCH, REMOVAL, STOP
-from appliance.store.schema import instances
+from appliance.messages import RebootWanted
+from appliance.store.schema import instances, outbox
 from tests.chain.harness import Chain, Killed, wait_until
 
 pytestmark = pytest.mark.faults("kill: in memory", quick=True)
@@ -196,4 +197,25 @@ def test_a_start_that_a_crash_left_running_fails_as_any_other(chain: Chain) -> N
     assert instance.reason
     assert instance.reason.message.startswith("Step start failed")
     assert chain.machine.running() == {}
+    chain.assert_clean()
+
+
+def test_a_reboot_that_was_cut_off_is_carried_out(chain: Chain) -> None:
+    (instance_id,) = chain.run_instances()
+    chain.wait_for("running", instance_id)
+
+    def die_when_its_order_is_taken() -> None:
+        nothing = select(outbox.c.id)
+        wait_until(lambda: not chain.read(lambda tx: tx.execute(nothing).all()), "it is taken")
+        chain.faults.kill()
+
+    chain.faults.at("reboot.before", die_when_its_order_is_taken, nth=1)
+    chain.node.bus.cast("controller", RebootWanted(instance_id=instance_id))
+    chain.bury()
+    chain.start()
+
+    def printed() -> bytes:
+        return bytes(chain.machine.compute.compute_console(instance_id, "", 1000).text)
+
+    wait_until(lambda: b"rebooting" in printed(), "it reboots")
     chain.assert_clean()

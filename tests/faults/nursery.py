@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -83,21 +84,24 @@ def _ask(question: Any) -> Any:
 def _serve() -> None:
     """Answer until nobody asks any more; then end what still runs."""
     _import_all()
-    running: set[int] = set()
     for line in sys.stdin.buffer:
         question = json.loads(line)
-        if isinstance(question, dict):
-            answer = os.fork()
-            if not answer:
-                _become(question)
-            running.add(answer)
-        else:
-            pid, status = os.waitpid(question, os.WNOHANG)
-            running.discard(pid)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
+        answer = _fork(question) if isinstance(question, dict) else _status_of(question)
         print(json.dumps(answer), flush=True)
-    for pid in running:
-        os.kill(pid, 9)
+    for child in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+
+
+def _fork(question: Mapping[str, Any]) -> int:
+    pid = os.fork()
+    if not pid:
+        _become(question)
+    return pid
+
+
+def _status_of(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _import_all() -> None:

@@ -43,8 +43,6 @@ state_dir = "{folder}/state"
 run_dir = "{folder}/run"
 [api]
 port = {port}
-[bus]
-call_deadline_s = 10.0
 [controller]
 sweep_every_s = 0.5
 progress_s = 2.0
