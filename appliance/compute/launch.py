@@ -106,7 +106,10 @@ def clear_firewall(subject: Subject) -> None:
 
 def create_disks(subject: Subject) -> str:
     """Make the disks that are not there yet: overlays on the images."""
-    subject.directory.mkdir(mode=0o711, exist_ok=True)
+    try:
+        subject.directory.mkdir(mode=0o711, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"Could not make {subject.directory}: {error.strerror}.") from error
     made = []
     subject.disks = []
     for index, device in enumerate(subject.spec.block_devices):

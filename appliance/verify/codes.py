@@ -244,7 +244,14 @@ CLOCK_BACK = _warning(
     "The clock is behind the newest record of the store.",
     "Set the clock, and let NTP keep it.",
 )
-DISK_FULL = _warning("N3.DISK_FULL", "The disk of the state folder is nearly full.", "Make room.")
+DISK_FULL = _warning(
+    "N3.DISK_FULL", "The disk of a folder of the node is nearly full.", "Make room."
+)
+DISK_READ_ONLY = _error(
+    "N3.DISK_READ_ONLY",
+    "The disk of a folder of the node may not be written: it was mounted so, or it is broken.",
+    "See the kernel's log (`dmesg`); mount it writable when it is well. The node then goes on.",
+)
 OBSERVED = _warning(
     "N4.OBSERVED",
     "An observer plugin has something to say; it brings codes of its own.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ from appliance.verify import codes
 from appliance.verify.facts import Facts, read_store
 
 LEAST_FREE_BYTES = 1 << 30
+LEAST_FREE_RUN_BYTES = 16 << 20
+LEAST_FREE_FILES = 1000
 CLOCK_SLACK_S = 2.0
 SILENCE_S = 60.0
 SHORTEST_SECRET = 16
@@ -73,10 +74,34 @@ def _machine(config: Config, facts: Facts) -> Iterator[Finding]:
     if behind_s > CLOCK_SLACK_S:
         text = f"The clock is {behind_s:.0f} s behind the newest heartbeat."
         yield codes.CLOCK_BACK.found(config.node_name, text)
-    free = shutil.disk_usage(config.state_dir).free
-    if free < LEAST_FREE_BYTES:
-        text = f"{config.state_dir} has {free >> 20} MiB left."
-        yield codes.DISK_FULL.found(str(config.state_dir), text)
+    yield from _disks(config)
+
+
+def _disks(config: Config) -> Iterator[Finding]:
+    """Look at each file system that the node writes to, once."""
+    seen: set[int] = set()
+    stored = sqlite_path(config.store_url)
+    folders = (
+        config.state_dir,
+        config.state_dir / "instances",
+        config.images_dir,
+        config.run_dir,
+        *([stored.parent] if stored else []),
+    )
+    for folder in folders:
+        if not folder.is_dir() or folder.stat().st_dev in seen:
+            continue
+        seen.add(folder.stat().st_dev)
+        disk = os.statvfs(folder)
+        free = disk.f_bavail * disk.f_frsize
+        least = LEAST_FREE_BYTES if folder != config.run_dir else LEAST_FREE_RUN_BYTES
+        if free < least:
+            yield codes.DISK_FULL.found(str(folder), f"{folder} has {free >> 20} MiB left.")
+        elif disk.f_files > 0 and disk.f_favail < LEAST_FREE_FILES:
+            text = f"The disk of {folder} has room for {disk.f_favail} more files."
+            yield codes.DISK_FULL.found(str(folder), text)
+        if disk.f_flag & os.ST_RDONLY:
+            yield codes.DISK_READ_ONLY.found(str(folder), f"{folder} is on a read-only disk.")
 
 
 def _processes(config: Config, facts: Facts) -> Iterator[Finding]:

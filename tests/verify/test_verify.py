@@ -148,22 +148,22 @@ def stranger_network(chain: Chain) -> None:
 
 def stranger_rules(chain: Chain) -> None:
     firewall = chain.machine.firewall
-    (network_id,) = firewall._policies
-    policy = firewall._policies[network_id]
+    (network_id,) = firewall._rules.policies
+    policy = firewall._rules.policies[network_id]
     port = replace(policy.ports[0], port_id=STRANGER_PORT, tap=tap_name(STRANGER_PORT))
-    firewall._policies[network_id] = replace(policy, ports=(*policy.ports, port))
+    firewall._rules.policies[network_id] = replace(policy, ports=(*policy.ports, port))
 
 
 def no_rules(chain: Chain) -> None:
     firewall = chain.machine.firewall
-    (network_id,) = firewall._policies
-    firewall._policies[network_id] = replace(firewall._policies[network_id], ports=())
+    (network_id,) = firewall._rules.policies
+    firewall._rules.policies[network_id] = replace(firewall._rules.policies[network_id], ports=())
 
 
 def old_rules(chain: Chain) -> None:
     firewall = chain.machine.firewall
-    (network_id,) = firewall._policies
-    firewall._policies[network_id] = replace(firewall._policies[network_id], revision=0)
+    (network_id,) = firewall._rules.policies
+    firewall._rules.policies[network_id] = replace(firewall._rules.policies[network_id], revision=0)
 
 
 def datapath_record(chain: Chain, port_id: str, **values: object) -> None:
@@ -311,8 +311,9 @@ ELSEWHERE = {
     "N2.FIREWALL_WARNS": "the plugin's own words",
     "N2.NETWORK_WARNS": "the plugin's own words",
     "N3.NO_KVM": "the machine",
-    "N3.CLOCK_BACK": "below",
-    "N3.DISK_FULL": "below",
+    "N3.CLOCK_BACK": "test_environment.py",
+    "N3.DISK_FULL": "test_environment.py",
+    "N3.DISK_READ_ONLY": "test_environment.py",
     "N4.OBSERVED": "an observer's own words",
 }
 

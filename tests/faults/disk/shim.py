@@ -1,7 +1,7 @@
 """A process whose writes fail where a test wants it, and a file system of its own to fill up.
 
 The process is a Python of its own, with ``faulty_disk.c`` preloaded and a private mount namespace.
-What runs in it is a function of :mod:`tests.faults.disk.cases`; its answer comes back as JSON.
+What runs in it is a function of ``cases.py`` or ``nodes.py``; its answer comes back as JSON.
 """
 
 from __future__ import annotations
@@ -30,12 +30,19 @@ def build(folder: Path) -> Path:
     return made
 
 
-def run_case(library: Path, folder: Path, case: str, *arguments: Any, deadline_s: float) -> Any:
-    """Run a case in a process of its own and return its answer.
+def run_case(
+    library: Path,
+    folder: Path,
+    case: str,
+    *arguments: Any,
+    deadline_s: float,
+    module: str = "cases",
+) -> Any:
+    """Run a case of a module in a process of its own and return its answer.
 
     :raises AssertionError: it failed, with all that it printed.
     """
-    program = "import sys; from tests.faults.disk import cases; cases.main(sys.argv[1:])"
+    program = f"import sys; from tests.faults.disk.{module} import main; main(sys.argv[1:])"
     done = subprocess.run(
         [
             *("unshare", "--mount", "--propagation", "private", "--"),

@@ -1,0 +1,91 @@
+"""The machine around a node: its clock and its disks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from appliance import verify
+from appliance.model import Finding
+from appliance.store.schema import node_status
+from appliance.verify import environment, facts
+from tests.chain.conftest import MakeChain, make_chain  # noqa: F401
+from tests.chain.harness import Chain
+
+
+@pytest.fixture
+def chain(make_chain: MakeChain) -> Iterator[Chain]:  # noqa: F811
+    made = make_chain()
+    made.stop()
+    return made
+
+
+def found(chain: Chain, code: str) -> list[Finding]:
+    return [one for one in verify.check(chain.config) if one.code == code]
+
+
+def set_newest(chain: Chain, seen_at: float) -> None:
+    store = facts.open_store(chain.config)
+    store.transaction(lambda tx: tx.execute(update(node_status).values(seen_at=seen_at)))
+    store.close()
+
+
+def test_a_clock_that_went_back(chain: Chain) -> None:
+    assert found(chain, "N3.CLOCK_BACK") == []
+    set_newest(chain, time.time() + 600)
+    (finding,) = found(chain, "N3.CLOCK_BACK")
+    assert finding.level == "warning"
+    assert "s behind the newest heartbeat." in finding.message
+    assert 595 < float(finding.message.split()[3]) <= 600
+    set_newest(chain, time.time())
+    assert found(chain, "N3.CLOCK_BACK") == []
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, folder: Path, **values: int) -> None:
+    """Let the file system of a folder look as given."""
+    real = os.statvfs
+    names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
+    names = (*names, "f_favail", "f_flag", "f_namemax")
+
+    def statvfs(path: Any) -> os.statvfs_result:
+        answer = real(path)
+        if Path(path) != folder:
+            return answer
+        return os.statvfs_result([values.get(name, getattr(answer, name)) for name in names])
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+def test_a_disk_that_is_nearly_full(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = chain.config.state_dir
+    disk(monkeypatch, folder, f_frsize=4096, f_bavail=(1 << 30) // 4096)
+    assert found(chain, "N3.DISK_FULL") == []
+    disk(monkeypatch, folder, f_frsize=4096, f_bavail=(1 << 30) // 4096 - 1)
+    (finding,) = found(chain, "N3.DISK_FULL")
+    assert finding.level == "warning"
+    assert finding.subject == str(folder)
+    assert finding.message == f"{folder} has 1023 MiB left."
+
+
+def test_a_disk_without_room_for_names(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = chain.config.state_dir
+    disk(monkeypatch, folder, f_files=1_000_000, f_favail=environment.LEAST_FREE_FILES - 1)
+    (finding,) = found(chain, "N3.DISK_FULL")
+    assert finding.message == f"The disk of {folder} has room for 999 more files."
+    disk(monkeypatch, folder, f_files=0, f_favail=0)
+    assert found(chain, "N3.DISK_FULL") == [], "some file systems do not count files"
+
+
+def test_a_disk_that_may_not_be_written(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = chain.config.state_dir
+    assert found(chain, "N3.DISK_READ_ONLY") == []
+    disk(monkeypatch, folder, f_flag=os.ST_RDONLY)
+    (finding,) = found(chain, "N3.DISK_READ_ONLY")
+    assert finding.level == "error"
+    assert finding.message == f"{folder} is on a read-only disk."
