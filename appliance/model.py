@@ -217,8 +217,16 @@ class PowerState(enum.StrEnum):
     PAUSED = "paused"
 
 
+SHUT_ITSELF_DOWN = "it shut down"
+"""The detail of an instance that is off because its own system switched it off. Its owner may want
+it terminated then, with its disk: no other end has this detail."""
+
+
 class InstanceFact(Value, frozen=True, kw_only=True):
-    """One instance as the hypervisor plugin finds it. ``epoch`` is read from its own record."""
+    """One instance as the hypervisor plugin finds it. ``epoch`` is read from its own record.
+
+    ``detail`` says why it is in that state; see :data:`SHUT_ITSELF_DOWN`.
+    """
 
     instance_id: str
     epoch: int
@@ -227,7 +235,10 @@ class InstanceFact(Value, frozen=True, kw_only=True):
 
 
 class PowerEvent(Value, frozen=True, kw_only=True):
-    """A change of power state that nobody on the node asked for, or the end of one that was."""
+    """A change of power state that nobody on the node asked for, or the end of one that was.
+
+    ``detail`` says why; see :data:`SHUT_ITSELF_DOWN`.
+    """
 
     instance_id: str
     power: PowerState

@@ -32,7 +32,13 @@ from appliance.messages import (
     ReportConfirmed,
     node_topic,
 )
-from appliance.model import PowerEvent, PowerState, Reason
+from appliance.model import (
+    SHUT_ITSELF_DOWN,
+    InstanceFact,
+    PowerEvent,
+    PowerState,
+    Reason,
+)
 from appliance.node import NodeParts
 from appliance.role import Periodic, Role
 
@@ -141,7 +147,7 @@ class ComputeNode:
                 with suppress(Stale):
                     self.worker.save(_off(held), before=held)
             else:
-                self.worker.went_off(held.instance_id, _reason(fact.power if fact else None, ""))
+                self.worker.went_off(held.instance_id, _reason(fact))
         for fact in facts.values():
             if fact.instance_id not in {*before, *self.worker.held()}:
                 log.warning("instance %s is here but not in the journal", fact.instance_id)
@@ -246,13 +252,15 @@ class ComputeNode:
 
     def _went_off(self, event: PowerEvent) -> None:
         try:
-            self.worker.went_off(event.instance_id, _reason(event.power, event.detail))
+            self.worker.went_off(event.instance_id, _reason(event))
         except AnynodeError as error:
             log.warning("that %s went off waits: %s", event.instance_id, error)
 
 
-def _reason(power: PowerState | None, detail: str) -> Reason:
-    if power is PowerState.SHUT_OFF:
+def _reason(seen: InstanceFact | PowerEvent | None) -> Reason:
+    """Return why an instance is off; ``None`` stands for one that the hypervisor has forgotten."""
+    detail = seen.detail if seen else ""
+    if seen and seen.power is PowerState.SHUT_OFF and detail == SHUT_ITSELF_DOWN:
         return Reason(
             code=INSTANCE_INITIATED_SHUTDOWN,
             message=f"{INSTANCE_INITIATED_SHUTDOWN}: Instance initiated shutdown",

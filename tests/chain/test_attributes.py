@@ -67,6 +67,17 @@ def test_an_instance_that_crashes_is_stopped_all_the_same(chain: Chain) -> None:
     chain.assert_clean()
 
 
+def test_an_instance_whose_power_was_taken_away_is_stopped_all_the_same(chain: Chain) -> None:
+    instance_id = run(chain)
+    set_options(chain, instance_id, TERMINATES)
+    chain.machine.compute.compute_power_off(instance_id)
+    (instance,) = chain.wait_for("stopped", instance_id)
+    assert instance.reason
+    assert instance.reason.code == "Server.InternalError"
+    assert "power was taken away" in instance.reason.message
+    chain.assert_clean()
+
+
 def test_an_instance_that_its_owner_stops_is_stopped(chain: Chain) -> None:
     instance_id = run(chain)
     set_options(chain, instance_id, TERMINATES)

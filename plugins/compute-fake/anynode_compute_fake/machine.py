@@ -13,6 +13,7 @@ import msgspec
 from appliance.errors import Conflict, NotFound
 from appliance.hookspecs import hookimpl
 from appliance.model import (
+    SHUT_ITSELF_DOWN,
     ConsoleOutput,
     InstanceDefinition,
     InstanceFact,
@@ -92,7 +93,7 @@ class FakeCompute:
     @hookimpl
     def compute_shut_down(self, instance_id: str) -> None:
         if self._known(instance_id).power is PowerState.RUNNING:
-            self._change(instance_id, PowerState.SHUT_OFF, "it shut down", "shutting down\n")
+            self._change(instance_id, PowerState.SHUT_OFF, SHUT_ITSELF_DOWN, "shutting down\n")
 
     @hookimpl
     def compute_power_off(self, instance_id: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import libvirt
 
-from appliance.model import InstanceFact, PowerEvent, PowerState
+from appliance.model import SHUT_ITSELF_DOWN, InstanceFact, PowerEvent, PowerState
 
 _MOST_EVENTS = 10_000
 _LOOK_EVERY_S = 1.0
@@ -25,7 +25,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
 }
 _SHUT_OFF_REASONS = {
-    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "it shut down",
+    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: SHUT_ITSELF_DOWN,
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: "its power was taken away",
     libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: "it crashed",
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: "it could not be started",
@@ -38,7 +38,7 @@ _PAUSE_REASONS = {
     libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "its watchdog fired",
 }
 _STOPPED = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: (PowerState.SHUT_OFF, "it shut down"),
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: (PowerState.SHUT_OFF, SHUT_ITSELF_DOWN),
     libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: (
         PowerState.SHUT_OFF,
         "its power was taken away",
