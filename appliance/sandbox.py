@@ -392,7 +392,12 @@ class EnvFile:
 
     def write(self, sandbox: Sandbox) -> None:
         """Write it whole, readable by its owner alone."""
-        more = {"ANYNODE_IMAGE": sandbox.image_id, MARK: str(sandbox.folder)}
+        more = {
+            "ANYNODE_IMAGE": sandbox.image_id,
+            # One of another cloud would be sent along, and it fits no key of ours.
+            "AWS_SESSION_TOKEN": "",
+            MARK: str(sandbox.folder),
+        }
         self._text = sandbox.credentials.env_lines(more) + path_line()
         write_whole(self.path, self._text, mode=0o600)
 

@@ -138,6 +138,7 @@ class TestUp:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", variables["AWS_ENDPOINT_URL"])
         assert variables["AWS_DEFAULT_REGION"] == "eu-test-1"
         assert variables["ANYNODE_IMAGE"].startswith("ami-")
+        assert variables["AWS_SESSION_TOKEN"] == ""
 
     def test_key_of_the_environment_is_adopted(self, run: Run) -> None:
         assert run.variables["AWS_ACCESS_KEY_ID"] == "testing"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ def test_it_lives_as_long_as_its_block(tmp_path: Path, monkeypatch: pytest.Monke
         assert one.endpoint != other.endpoint
         assert one.client("sts").get_caller_identity()["Account"] == "000011112222"
         assert one.region == "eu-x-1"
+        other_cloud = {**os.environ, "AWS_SESSION_TOKEN": "testing", **one.environment}
+        aws = Path(sys.executable).with_name("aws")
+        subprocess.run([aws, "ec2", "describe-vpcs"], env=other_cloud, check=True, timeout=60)
         ec2 = one.client()
         launched = ec2.run_instances(ImageId=one.image_id, MinCount=1, MaxCount=1)
         assert launched["Instances"][0]["Placement"]["AvailabilityZone"] == "eu-x-1b"
