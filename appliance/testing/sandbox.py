@@ -106,6 +106,7 @@ class Sandbox:
 
         :param options: what ``Session.create_client`` takes, e.g. ``config``.
         """
+        from botocore.config import Config
         from botocore.session import Session
 
         variables = self.environment
@@ -116,6 +117,8 @@ class Sandbox:
                 "endpoint_url": variables["AWS_ENDPOINT_URL"],
                 "aws_access_key_id": variables["AWS_ACCESS_KEY_ID"],
                 "aws_secret_access_key": variables["AWS_SECRET_ACCESS_KEY"],
+                # A proxy of the environment is for the world outside.
+                "config": Config(proxies={}),
                 **options,
             },
         )
