@@ -19,7 +19,7 @@ from appliance.errors import (
     LimitExceeded,
     Unavailable,
 )
-from appliance.images import disk
+from appliance.images import disk, qcow2
 from appliance.images.disk import create_overlay
 
 GIB = 1 << 30
@@ -184,7 +184,7 @@ def test_failure_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.qcow2, "write_overlay", fill)
+        patch.setattr(qcow2, "write_overlay", fill)
         with pytest.raises(Unavailable, match="No space left"):
             create_overlay(home / "disk.qcow2", base, "raw")
     assert files_in(home) == []
