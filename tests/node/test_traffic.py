@@ -81,6 +81,23 @@ def test_a_rule_opens_and_its_removal_closes(
     soon(lambda: not place.inside.connects(address, 8080))
 
 
+def test_another_group_opens_at_once_and_its_loss_closes(
+    served: Instance, place: Place, cloud: Cloud, group_id: str
+) -> None:
+    address = served.address
+    opening = cloud.make_group("opening", tcp(8080, f"{GATEWAY}/32"))
+    named = {"InstanceId": served.instance_id}
+    try:
+        cloud.modify_instance_attribute(**named, Groups=[group_id, opening])
+        soon(lambda: place.inside.connects(address, 8080))
+    finally:
+        cloud.modify_instance_attribute(**named, Groups=[group_id])
+    soon(lambda: not place.inside.connects(address, 8080))
+    cloud.delete_security_group(GroupId=opening)
+    (status,) = cloud.describe_instance_status(InstanceIds=[served.instance_id])["InstanceStatuses"]
+    assert status["SystemStatus"]["Status"] == status["InstanceStatus"]["Status"] == "ok"
+
+
 def test_a_rule_for_one_source_is_none_for_another(
     one: Instance, served: Instance, place: Place, outside: Inside, cloud: Cloud, group_id: str
 ) -> None:
