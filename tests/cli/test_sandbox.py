@@ -272,23 +272,11 @@ class TestEnd:
         assert not run.env_path.exists()
         assert list(run.temporary.iterdir()) == []
 
-    def test_it_ends_with_the_process_that_wanted_it(self, tmp_path: Path) -> None:
-        owner = subprocess.Popen(["sleep", "600"])
-        run = Run(tmp_path, "--end-with", str(owner.pid))
-        try:
-            run.wait_until_up()
-            owner.kill()
-            owner.wait()
-            assert run.wait()[0] == 0
-        finally:
-            owner.kill()
-            owner.wait()
-            run.close()
-        assert not run.env_path.exists()
-
 
 class TestState:
     def test_a_folder_keeps_everything(self, tmp_path: Path) -> None:
+        """The second time it ends with the process that wanted it."""
+        owner = subprocess.Popen(["sleep", "600"])
         run = Run(tmp_path, "--state", "kept", "--nodes", "3")
         try:
             run.wait_until_up()
@@ -299,7 +287,7 @@ class TestState:
             wait_for(ec2, "stopped", ids[0])
             assert run.end(signal.SIGTERM)[0] == 0
             assert list(run.temporary.iterdir()) == []
-            run = Run(tmp_path, "--state", "kept", "--nodes", "3")
+            run = Run(tmp_path, "--state", "kept", "--nodes", "3", "--end-with", str(owner.pid))
             run.wait_until_up()
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ANYNODE_IMAGE"):
                 assert run.variables[name] == variables[name]
@@ -314,8 +302,13 @@ class TestState:
                 *("--env-file", str(tmp_path / "other.env")),
             )
             assert "Another node runs" in refused.stderr
-            assert run.end()[0] == 0
+            owner.kill()
+            owner.wait()
+            assert run.wait()[0] == 0
+            assert not run.env_path.exists()
         finally:
+            owner.kill()
+            owner.wait()
             run.close()
         refused = invoke(
             *("sandbox", "--state", str(tmp_path / "kept"), "--account", "999999999999"),
