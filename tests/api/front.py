@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +94,18 @@ class Keys:
     project_id: str
 
 
+@functools.cache
+def _new_store() -> bytes:
+    """Return a store as the migrations make it: they take longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "store.sqlite")
+        made = Store(f"sqlite:///{path}", World())
+        migrations.upgrade(made)
+        made.close()
+        assert os.listdir(folder) == [path.name]
+        return path.read_bytes()
+
+
 class Front:
     """The API with what tests need to look behind it."""
 
@@ -107,6 +122,7 @@ class Front:
         self.config.run_dir.mkdir(exist_ok=True)
         self.clock = MovableClock()
         self.world = World(clock=self.clock)
+        (self.config.state_dir / "store.sqlite").write_bytes(_new_store())
         self.store = Store(self.config.store_url, self.world)
         migrations.upgrade(self.store)
         node = Node(node_id="node-1", name="n1", zone="local-1a", roles=("api",))
