@@ -23,6 +23,13 @@ QUIET_S = 15
 DEATH_S = 15
 ONE_BOOT = "booting\nready\n"
 
+POWER = {
+    "running": (PowerState.RUNNING,),
+    # A start that was undone leaves no definition; the next one makes its own.
+    "stopped": (PowerState.SHUT_OFF, None),
+}
+"""What the hypervisor may have of an instance in a state; of others it has nothing."""
+
 Environment = Mapping[str, str]
 Promise = Callable[[], bool]
 
@@ -182,7 +189,7 @@ class Life:
         found: dict[str, Any] = answer["Reservations"][0]["Instances"][0]
         return found
 
-    def reach(self, state: str) -> dict[str, Any]:
+    def reach(self, state: str, deadline_s: float = STATE_S) -> dict[str, Any]:
         """Wait until it is in a state, return its description, and see that it is really so."""
         seen: list[dict[str, Any]] = []
 
@@ -191,7 +198,7 @@ class Life:
             return bool(seen[-1]["State"]["Name"] == state)
 
         try:
-            wait_for(reached, STATE_S, state)
+            wait_for(reached, deadline_s, state)
         except TimeoutError as error:
             last = seen[-1]
             raise AssertionError(
@@ -199,9 +206,8 @@ class Life:
                 f"{self.node.last_words()}"
             ) from error
         self._keep_address(seen[-1])
-        power = {"running": PowerState.RUNNING, "stopped": PowerState.SHUT_OFF}.get(state)
         there = self.node.hypervisor().get(self.instance_id)
-        assert (there.power if there else None) is power
+        assert (there.power if there else None) in POWER.get(state, (None,))
         return seen[-1]
 
     def _keep_address(self, found: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from appliance.compute.launch import LAUNCH, REJOIN, REMOVAL, STOP
 from appliance.crash_points import CRASH_AT
 from tests.faults import points
 from tests.faults.conftest import MakeLife
+from tests.faults.life import STATE_S
 from tests.faults.points import Place, points_of, undo_points
 
 QUICK = (
@@ -71,13 +72,14 @@ def test_killed_while_it_rejoins_what_runs(make_life: MakeLife, point: str) -> N
 
 
 @pytest.mark.faults("kill: again and again")
-@pytest.mark.parametrize("count", [2, 5])
-def test_killed_at_every_step_in_turn(make_life: MakeLife, count: int) -> None:
-    deaths = [{CRASH_AT: point} for point in points_of(LAUNCH)[-2 * count :]]
-    life = make_life(deaths[0], *deaths[1:])
+@pytest.mark.parametrize("first", [LAUNCH[0].name, LAUNCH[-2].name])
+def test_killed_at_each_point_in_turn(make_life: MakeLife, first: str) -> None:
+    every = points_of(LAUNCH)
+    deadly = every[every.index(f"step.{first}.before") :]
+    life = make_life(*({CRASH_AT: point} for point in deadly))
     life.be_born()
-    life.reach("running")
-    assert life.deaths >= count
+    life.reach("running", STATE_S * len(deadly))
+    assert life.deaths == len(deadly)
     life.assert_sound()
     life.terminate()
     life.assert_nothing_left()
