@@ -65,6 +65,9 @@ class OutboxRow(NamedTuple):
     body: bytes
 
 
+_CAST = schema.outbox.insert()
+
+
 class Transaction:
     """One transaction: statements, casts that go with it, announcements that follow it."""
 
@@ -104,8 +107,7 @@ class Transaction:
         """Write the casts to the outbox; called once, before COMMIT."""
         if self.casts:
             self._connection.execute(
-                schema.outbox.insert(),
-                [{**row._asdict(), "created_at": self.now} for row in self.casts],
+                _CAST, [{**row._asdict(), "created_at": self.now} for row in self.casts]
             )
 
 

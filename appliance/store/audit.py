@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from appliance.store import Transaction
 from appliance.store.schema import audit, handled
@@ -23,6 +23,13 @@ CARRIED_OUT, REFUSED = "signed-request", "refused-request"
 """What became of a signed request: the consumers in ``handled``."""
 
 _SUBJECT_CHARACTERS = 2000
+
+
+_RECORD = insert(audit)
+_SETTLE = insert(handled)
+_FATE = select(handled.c.consumer, handled.c.handled_at).where(
+    handled.c.consumer.in_((CARRIED_OUT, REFUSED)), handled.c.message_id == bindparam("digest")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +62,19 @@ class Entry(Deed):
 def record(tx: Transaction, deed: Deed) -> None:
     """Write down a change in its own transaction."""
     tx.execute(
-        insert(audit).values(
-            at=tx.now,
-            actor=deed.actor,
-            user_id=deed.user_id,
-            access_key_id=deed.access_key_id,
-            project_id=deed.project_id,
-            action=deed.action,
-            subject=_one_line(deed.subject[:_SUBJECT_CHARACTERS]),
-            result=deed.result,
-            request_id=deed.request_id,
-            source=deed.source,
-        )
+        _RECORD,
+        {
+            "at": tx.now,
+            "actor": deed.actor,
+            "user_id": deed.user_id,
+            "access_key_id": deed.access_key_id,
+            "project_id": deed.project_id,
+            "action": deed.action,
+            "subject": _one_line(deed.subject[:_SUBJECT_CHARACTERS]),
+            "result": deed.result,
+            "request_id": deed.request_id,
+            "source": deed.source,
+        },
     )
 
 
@@ -138,10 +146,8 @@ def find(
 
 def fate_of(tx: Transaction, request_digest: str) -> tuple[str, float] | None:
     """Return what became of a signed request, and when; ``None`` when it is new."""
-    query = select(handled.c.consumer, handled.c.handled_at).where(
-        handled.c.consumer.in_((CARRIED_OUT, REFUSED)), handled.c.message_id == request_digest
-    )
-    fates = {row.consumer: row.handled_at for row in tx.execute(query)}
+    rows = tx.execute(_FATE, {"digest": request_digest})
+    fates = {row.consumer: row.handled_at for row in rows}
     for fate in (CARRIED_OUT, REFUSED):
         if fate in fates:
             return fate, fates[fate]
@@ -150,4 +156,5 @@ def fate_of(tx: Transaction, request_digest: str) -> tuple[str, float] | None:
 
 def settle_fate(tx: Transaction, request_digest: str, fate: str) -> None:
     """Note what becomes of a signed request, which has no such fate yet."""
-    tx.execute(insert(handled).values(consumer=fate, message_id=request_digest, handled_at=tx.now))
+    values = {"consumer": fate, "message_id": request_digest, "handled_at": tx.now}
+    tx.execute(_SETTLE, values)

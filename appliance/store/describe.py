@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, or_, select, true
+from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, or_, select, true
 
 from appliance.model import InstanceState, NetworkSpec
 from appliance.store import Transaction, filters, tags
@@ -183,9 +184,11 @@ def _views(
     rows: Sequence[Any] = tx.execute(query).all()
     if not rows:
         return []
-    port_views = _ports(tx, chosen)
-    disk_views = _disks(tx, chosen)
-    found_tags = tags.of(tx, chosen)
+    few = [row[0] for row in rows] if len(rows) <= _FEW else None
+    parts, values = (_OF_FEW, {"ids": few}) if few else (_parts(chosen), {})
+    port_views = _ports(tx, parts, values)
+    disk_views = _disks(tx, parts, values)
+    found_tags = tags.of(tx, few or chosen)
     return [
         InstanceView(
             instance_id=row[0],
@@ -216,22 +219,65 @@ def _views(
     ]
 
 
-def _ports(tx: Transaction, chosen: Select[tuple[str]]) -> dict[str, list[PortView]]:
+Chosen = Select[tuple[str]] | BindParameter[Any]
+"""Instances, as a query for their ids or as a list of them that comes with the execution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The statements that read what belongs to chosen instances."""
+
+    ports: Select[Any]
+    addresses: Select[Any]
+    memberships: Select[Any]
+    disks: Select[Any]
+
+
+def _parts(chosen: Chosen) -> _Parts:
+    own = select(ports.c.id).where(ports.c.instance_id.in_(chosen))
+    return _Parts(
+        ports=select(
+            ports.c.id,
+            ports.c.instance_id,
+            ports.c.network_id,
+            ports.c.mac,
+            ports.c.device_index,
+            ports.c.created_at,
+        )
+        .where(ports.c.instance_id.in_(chosen))
+        .order_by(ports.c.device_index),
+        addresses=select(addresses.c.port_id, addresses.c.address)
+        .where(addresses.c.port_id.in_(own))
+        .order_by(addresses.c.position),
+        memberships=select(port_groups.c.port_id, security_groups.c.id, security_groups.c.name)
+        .join(security_groups, security_groups.c.id == port_groups.c.group_id)
+        .where(port_groups.c.port_id.in_(own))
+        .order_by(security_groups.c.name),
+        disks=select(
+            block_devices.c.instance_id,
+            block_devices.c.id,
+            block_devices.c.device_name,
+            block_devices.c.delete_on_termination,
+        )
+        .where(block_devices.c.instance_id.in_(chosen))
+        .order_by(block_devices.c.device_name),
+    )
+
+
+_FEW = 50
+"""Instances up to which their ids are listed in statements that are made once for all."""
+
+_OF_FEW = _parts(bindparam("ids", expanding=True))
+_NETWORKS = select(networks.c.id, networks.c.body)
+
+
+def _ports(tx: Transaction, parts: _Parts, values: Mapping[str, Any]) -> dict[str, list[PortView]]:
     specs = {
-        row.id: msgspec.json.decode(row.body, type=NetworkSpec)
-        for row in tx.execute(select(networks.c.id, networks.c.body))
+        row.id: msgspec.json.decode(row.body, type=NetworkSpec) for row in tx.execute(_NETWORKS)
     }
     found: dict[str, list[PortView]] = {}
     by_id: dict[str, PortView] = {}
-    query = select(
-        ports.c.id,
-        ports.c.instance_id,
-        ports.c.network_id,
-        ports.c.mac,
-        ports.c.device_index,
-        ports.c.created_at,
-    ).where(ports.c.instance_id.in_(chosen))
-    port_rows: Iterable[Any] = tx.execute(query.order_by(ports.c.device_index))
+    port_rows: Iterable[Any] = tx.execute(parts.ports, values)
     for port_id, instance_id, network_id, mac, index, created_at in port_rows:
         view = by_id[port_id] = PortView(
             port_id=port_id,
@@ -247,32 +293,18 @@ def _ports(tx: Transaction, chosen: Select[tuple[str]]) -> dict[str, list[PortVi
         found.setdefault(instance_id, []).append(view)
     if not by_id:
         return found
-    own = select(ports.c.id).where(ports.c.instance_id.in_(chosen))
-    owned = select(addresses.c.port_id, addresses.c.address).where(addresses.c.port_id.in_(own))
-    address_rows: Iterable[Any] = tx.execute(owned.order_by(addresses.c.position))
+    address_rows: Iterable[Any] = tx.execute(parts.addresses, values)
     for port_id, address in address_rows:
         by_id[port_id].addresses.append(address)
-    memberships = (
-        select(port_groups.c.port_id, security_groups.c.id, security_groups.c.name)
-        .join(security_groups, security_groups.c.id == port_groups.c.group_id)
-        .where(port_groups.c.port_id.in_(own))
-        .order_by(security_groups.c.name)
-    )
-    member_rows: Iterable[Any] = tx.execute(memberships)
+    member_rows: Iterable[Any] = tx.execute(parts.memberships, values)
     for port_id, group_id, name in member_rows:
         by_id[port_id].groups.append((group_id, name))
     return found
 
 
-def _disks(tx: Transaction, chosen: Select[tuple[str]]) -> dict[str, list[DiskView]]:
-    query = select(
-        block_devices.c.instance_id,
-        block_devices.c.id,
-        block_devices.c.device_name,
-        block_devices.c.delete_on_termination,
-    ).where(block_devices.c.instance_id.in_(chosen))
+def _disks(tx: Transaction, parts: _Parts, values: Mapping[str, Any]) -> dict[str, list[DiskView]]:
     found: dict[str, list[DiskView]] = {}
-    rows: Iterable[Any] = tx.execute(query.order_by(block_devices.c.device_name))
+    rows: Iterable[Any] = tx.execute(parts.disks, values)
     for instance_id, volume_id, device_name, ends in rows:
         found.setdefault(instance_id, []).append(
             DiskView(volume_id=volume_id, device_name=device_name, delete_on_termination=ends)

@@ -120,14 +120,21 @@ def create(tx: Transaction, project_id: str, vpc_id: str, name: str, description
     return group
 
 
+_DEFAULT = select(groups_table).where(
+    groups_table.c.project_id == bindparam("project_id"),
+    groups_table.c.vpc_id == bindparam("vpc_id"),
+    groups_table.c.name == DEFAULT_NAME,
+)
+
+
 def default(tx: Transaction, project_id: str, vpc_id: str) -> Group:
     """Return the default group, made where it is missing: members reach each other.
 
     It counts against the quota, but a full quota does not keep it from being made.
     """
-    found = find(tx, project_id, names=[DEFAULT_NAME], vpc_id=vpc_id)
-    if found:
-        return found[0]
+    row = tx.execute(_DEFAULT, {"project_id": project_id, "vpc_id": vpc_id}).first()
+    if row:
+        return _group(row)
     group = create(tx, project_id, vpc_id, DEFAULT_NAME, "default VPC security group")
     own = Match(protocol=ALL_PROTOCOLS, source_group_id=group.group_id)
     _insert_rules(tx, group.group_id, False, [(own, "")])

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, insert, select, update
 
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.hookspecs import Credential
@@ -372,6 +372,31 @@ def delete_access_key(tx: Transaction, access_key_id: str) -> None:
         raise NotFound(f"There is no access key {access_key_id!r}.")
 
 
+_USABLE = (
+    select(
+        access_keys.c.user_id,
+        access_keys.c.project_id,
+        access_keys.c.secret_sealed,
+        users.c.name,
+        memberships.c.access_level,
+    )
+    .join(users, users.c.id == access_keys.c.user_id)
+    .join(projects, projects.c.id == access_keys.c.project_id)
+    .join(
+        memberships,
+        (memberships.c.user_id == access_keys.c.user_id)
+        & (memberships.c.project_id == access_keys.c.project_id),
+    )
+    .where(
+        access_keys.c.id == bindparam("access_key_id"),
+        access_keys.c.is_enabled.is_(True),
+        access_keys.c.expires_at.is_(None) | (access_keys.c.expires_at > bindparam("now")),
+        users.c.is_enabled.is_(True),
+        projects.c.is_enabled.is_(True),
+    )
+)
+
+
 class StoreCredentials:
     """Access keys as authentication plugins see them.
 
@@ -386,7 +411,11 @@ class StoreCredentials:
 
     def find(self, access_key_id: str) -> Credential | None:
         """Return the usable access key of that id; ``None`` when it cannot be used."""
-        row = self._store.read(lambda tx: tx.execute(_usable(tx, access_key_id)).first())
+
+        def read(tx: Transaction) -> Row[Any] | None:
+            return tx.execute(_USABLE, {"access_key_id": access_key_id, "now": tx.now}).first()
+
+        row = self._store.read(read)
         if row is None:
             open_secret(self._seal, _DECOY, self._decoy)
             return None
@@ -407,32 +436,6 @@ def open_secret(seal: Seal, access_key_id: str, sealed: bytes) -> str:
     :raises ConfigError: the key that sealed it is not in the file, or the value was altered.
     """
     return seal.open(sealed, f"{_PURPOSE}:{access_key_id}").decode()
-
-
-def _usable(tx: Transaction, access_key_id: str) -> Select[Any]:
-    return (
-        select(
-            access_keys.c.user_id,
-            access_keys.c.project_id,
-            access_keys.c.secret_sealed,
-            users.c.name,
-            memberships.c.access_level,
-        )
-        .join(users, users.c.id == access_keys.c.user_id)
-        .join(projects, projects.c.id == access_keys.c.project_id)
-        .join(
-            memberships,
-            (memberships.c.user_id == access_keys.c.user_id)
-            & (memberships.c.project_id == access_keys.c.project_id),
-        )
-        .where(
-            access_keys.c.id == access_key_id,
-            access_keys.c.is_enabled.is_(True),
-            access_keys.c.expires_at.is_(None) | (access_keys.c.expires_at > tx.now),
-            users.c.is_enabled.is_(True),
-            projects.c.is_enabled.is_(True),
-        )
-    )
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import ColumnElement, case, insert, or_, select, update
+from sqlalchemy import ColumnElement, String, bindparam, case, insert, or_, select, update
 from sqlalchemy import delete as sql_delete
 
 from appliance.errors import NotFound
@@ -166,8 +166,8 @@ def list_all(tx: Transaction) -> list[Image]:
 
 def find(tx: Transaction, project_id: str, image_ids: Sequence[str]) -> dict[str, Image]:
     """Return by id the images that a project may use."""
-    query = select(images).where(_is_visible(project_id), images.c.id.in_(image_ids))
-    return {row.id: _image(row) for row in tx.execute(query)}
+    rows = tx.execute(_FIND, {"project_id": project_id, "ids": list(image_ids)})
+    return {row.id: _image(row) for row in rows}
 
 
 def subject_of(image: Image, project_id: str) -> str:
@@ -184,7 +184,7 @@ def tags_of(
     return {subjects[subject]: pairs for subject, pairs in tags.of(tx, subjects).items()}
 
 
-def _is_visible(project_id: str) -> ColumnElement[bool]:
+def _is_visible(project_id: str | ColumnElement[str]) -> ColumnElement[bool]:
     return images.c.deleted_at.is_(None) & or_(
         images.c.project_id == project_id,
         images.c.is_public.is_(True),
@@ -192,9 +192,15 @@ def _is_visible(project_id: str) -> ColumnElement[bool]:
     )
 
 
-def _is_shared_with(project_id: str) -> ColumnElement[bool]:
+def _is_shared_with(project_id: str | ColumnElement[str]) -> ColumnElement[bool]:
     shares = select(image_shares.c.image_id).where(image_shares.c.project_id == project_id)
     return images.c.id.in_(shares)
+
+
+_FIND = select(images).where(
+    _is_visible(bindparam("project_id", type_=String)),
+    images.c.id.in_(bindparam("ids", expanding=True)),
+)
 
 
 def _is_executable_by(who: str, project_id: str) -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, and_, bindparam, delete, or_, select, update
+from sqlalchemy import BindParameter, Row, and_, bindparam, delete, or_, select, update
 
 from appliance.model import (
     Binding,
@@ -31,6 +31,40 @@ from appliance.store.schema import (
     security_groups,
     tags,
 )
+
+_GIVEN: BindParameter[Any] = bindparam("ids", expanding=True)
+_FIND = select(instances).where(instances.c.id.in_(_GIVEN)).order_by(instances.c.id)
+_PLACED = (
+    update(instances)
+    .where(instances.c.id == bindparam("placed_id"))
+    .values(
+        epoch=bindparam("placed_epoch"),
+        seq=0,
+        node_id=bindparam("placed_on"),
+        progress_at=bindparam("now"),
+    )
+)
+_REPORTED = update(instances).where(
+    instances.c.id == bindparam("of_instance"),
+    instances.c.epoch == bindparam("at_epoch"),
+    instances.c.seq < bindparam("new_seq"),
+    instances.c.state != InstanceState.TERMINATED.value,
+)
+_IMAGES = select(images).where(images.c.id.in_(_GIVEN))
+_PORTS = select(ports).where(ports.c.instance_id.in_(_GIVEN)).order_by(ports.c.device_index)
+_DISKS = (
+    select(block_devices)
+    .where(block_devices.c.instance_id.in_(_GIVEN))
+    .order_by(block_devices.c.device_name)
+)
+_MEMBERSHIPS = select(port_groups).where(port_groups.c.port_id.in_(_GIVEN))
+_NAMED_MEMBERSHIPS = (
+    select(port_groups.c.port_id, security_groups.c.id, security_groups.c.name)
+    .join(security_groups, security_groups.c.id == port_groups.c.group_id)
+    .where(port_groups.c.port_id.in_(_GIVEN))
+    .order_by(security_groups.c.name)
+)
+_BOUND = update(ports).where(ports.c.id.in_(_GIVEN)).values(is_bound=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +121,7 @@ def _instance(row: object) -> Instance:
 
 def find(tx: Transaction, instance_ids: Iterable[str]) -> list[Instance]:
     """Return instances by id; those that do not exist are missing."""
-    query = select(instances).where(instances.c.id.in_(list(instance_ids))).order_by(instances.c.id)
-    return [_instance(row) for row in tx.execute(query)]
+    return [_instance(row) for row in tx.execute(_FIND, {"ids": list(instance_ids)})]
 
 
 def get(tx: Transaction, instance_id: str) -> Instance | None:
@@ -126,21 +159,11 @@ def without_progress(tx: Transaction, since: float) -> list[Instance]:
 def placed(tx: Transaction, placements: Iterable[tuple[str, int, str]]) -> None:
     """Write where instances now belong: instance, epoch and node of each."""
     rows = [
-        {"placed_id": instance_id, "placed_epoch": epoch, "placed_on": node_id}
+        {"placed_id": instance_id, "placed_epoch": epoch, "placed_on": node_id, "now": tx.now}
         for instance_id, epoch, node_id in placements
     ]
     if rows:
-        tx.execute(
-            update(instances)
-            .where(instances.c.id == bindparam("placed_id"))
-            .values(
-                epoch=bindparam("placed_epoch"),
-                seq=0,
-                node_id=bindparam("placed_on"),
-                progress_at=tx.now,
-            ),
-            rows,
-        )
+        tx.execute(_PLACED, rows)
 
 
 def progressed(tx: Transaction, instance_id: str) -> None:
@@ -152,17 +175,9 @@ def reported(
     tx: Transaction, instance_id: str, epoch: int, seq: int, values: Mapping[str, object]
 ) -> bool:
     """Write what a node reported, if it is newer than what is known; say whether it was."""
-    statement = (
-        update(instances)
-        .where(
-            instances.c.id == instance_id,
-            instances.c.epoch == epoch,
-            instances.c.seq < seq,
-            instances.c.state != InstanceState.TERMINATED.value,
-        )
-        .values(seq=seq, progress_at=tx.now, **values)
-    )
-    return tx.execute(statement).rowcount == 1
+    known = {"of_instance": instance_id, "at_epoch": epoch, "new_seq": seq}
+    written = {**values, "seq": seq, "progress_at": tx.now}
+    return tx.execute(_REPORTED, {**known, **written}).rowcount == 1
 
 
 def want(
@@ -268,8 +283,7 @@ def _membership_changes(
     tx: Transaction, port_ids: list[str], owned: Mapping[str, tuple[str, ...]], kind: str
 ) -> list[policy.Change]:
     changes = [policy.Change(kind="port", subject=port_id) for port_id in port_ids]
-    query = select(port_groups).where(port_groups.c.port_id.in_(port_ids))
-    for row in tx.execute(query):
+    for row in tx.execute(_MEMBERSHIPS, {"ids": port_ids}):
         changes += [
             policy.Change(kind=kind, subject=row.group_id, address=address)
             for address in owned.get(row.port_id, ())
@@ -295,14 +309,11 @@ def specs(tx: Transaction, instance_ids: Iterable[str], zone: str) -> dict[str, 
     :param zone: the zone of the nodes that the instances go to where they asked for none.
     """
     ids = list(instance_ids)
-    rows = tx.execute(select(instances).where(instances.c.id.in_(ids))).all()
+    rows = tx.execute(_FIND, {"ids": ids}).all()
     wanted_images = {i for row in rows for i in (row.image_id, row.kernel_id, row.ramdisk_id) if i}
-    image_rows = {
-        row.id: row for row in tx.execute(select(images).where(images.c.id.in_(wanted_images)))
-    }
+    image_rows = {row.id: row for row in tx.execute(_IMAGES, {"ids": list(wanted_images)})}
     port_rows: dict[str, list[PortRequest]] = {}
-    query = select(ports).where(ports.c.instance_id.in_(ids)).order_by(ports.c.device_index)
-    for row in tx.execute(query):
+    for row in tx.execute(_PORTS, {"ids": ids}):
         port_rows.setdefault(row.instance_id, []).append(
             PortRequest(
                 port_id=row.id,
@@ -312,8 +323,7 @@ def specs(tx: Transaction, instance_ids: Iterable[str], zone: str) -> dict[str, 
             )
         )
     devices: dict[str, list[BlockDeviceSpec]] = {}
-    query = select(block_devices).where(block_devices.c.instance_id.in_(ids))
-    for row in tx.execute(query.order_by(block_devices.c.device_name)):
+    for row in tx.execute(_DISKS, {"ids": ids}):
         devices.setdefault(row.instance_id, []).append(
             BlockDeviceSpec(
                 device_name=row.device_name,
@@ -362,10 +372,8 @@ def bind(
 
     :raises Conflict: a network has no free address; nothing was taken.
     """
-    row = tx.execute(select(instances).where(instances.c.id == instance_id)).one()
-    port_rows = tx.execute(
-        select(ports).where(ports.c.instance_id == instance_id).order_by(ports.c.device_index)
-    ).all()
+    row = tx.execute(_FIND, {"ids": [instance_id]}).one()
+    port_rows = tx.execute(_PORTS, {"ids": [instance_id]}).all()
     port_ids = [port.id for port in port_rows]
     owned = {
         port.id: networks.allocate(tx, port.network_id, port.id, quarantine_s=quarantine_s)
@@ -436,15 +444,9 @@ def _tags_of(tx: Transaction, resource_id: str) -> dict[str, str]:
 def _groups_of(
     tx: Transaction, port_ids: list[str]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    query = (
-        select(port_groups.c.port_id, security_groups.c.id, security_groups.c.name)
-        .join(security_groups, security_groups.c.id == port_groups.c.group_id)
-        .where(port_groups.c.port_id.in_(port_ids))
-        .order_by(security_groups.c.name)
-    )
     ids: dict[str, tuple[str, ...]] = {}
     names: dict[str, None] = {}
-    for row in tx.execute(query):
+    for row in tx.execute(_NAMED_MEMBERSHIPS, {"ids": port_ids}):
         ids[row.port_id] = (*ids.get(row.port_id, ()), row.id)
         names[row.name] = None
     return ids, tuple(names)
@@ -463,6 +465,6 @@ def _note_bound(
     changes = _membership_changes(tx, fresh, owned, "joined")
     changes += [policy.Change(kind="port", subject=port_id) for port_id in moved]
     if fresh:
-        tx.execute(update(ports).where(ports.c.id.in_(fresh)).values(is_bound=True))
+        tx.execute(_BOUND, {"ids": fresh})
     for vpc_id in sorted({spec.vpc_id for spec in specs_known}):  # type: ignore[attr-defined]
         policy.changed(tx, vpc_id, changes)

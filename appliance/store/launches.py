@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from appliance.errors import LimitExceeded
 from appliance.instance_types import InstanceType
@@ -25,6 +25,16 @@ from appliance.store.schema import (
 )
 
 _GIB = 1 << 30
+
+_RESERVE = insert(reservations)
+_WRITE = insert(instances)
+_WRITE_PORTS = insert(ports)
+_WRITE_MEMBERS = insert(port_groups)
+_WRITE_DISKS = insert(block_devices)
+_BY_TOKEN = select(reservations.c.id, reservations.c.request_hash).where(
+    reservations.c.project_id == bindparam("project_id"),
+    reservations.c.client_token == bindparam("client_token"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +91,8 @@ class Reservation:
 
 def find_by_token(tx: Transaction, project_id: str, client_token: str) -> Reservation | None:
     """Return the launch that bore a client token."""
-    query = select(reservations.c.id, reservations.c.request_hash).where(
-        reservations.c.project_id == project_id, reservations.c.client_token == client_token
-    )
-    row = tx.execute(query).first()
+    values = {"project_id": project_id, "client_token": client_token}
+    row = tx.execute(_BY_TOKEN, values).first()
     return Reservation(reservation_id=row.id, request_hash=row.request_hash) if row else None
 
 
@@ -146,17 +154,18 @@ def write(tx: Transaction, launch: Launch) -> str:
     """
     reservation_id = tx.world.ids.ec2("r")
     tx.execute(
-        insert(reservations).values(
-            id=reservation_id,
-            project_id=launch.project_id,
-            client_token=launch.client_token,
-            request_hash=launch.request_hash,
-            request_id=launch.request_id,
-            created_at=tx.now,
-        )
+        _RESERVE,
+        {
+            "id": reservation_id,
+            "project_id": launch.project_id,
+            "client_token": launch.client_token,
+            "request_hash": launch.request_hash,
+            "request_id": launch.request_id,
+            "created_at": tx.now,
+        },
     )
     ids = [tx.world.ids.ec2("i") for _ in range(launch.count)]
-    tx.execute(insert(instances), _instance_rows(tx, launch, reservation_id, ids))
+    tx.execute(_WRITE, _instance_rows(tx, launch, reservation_id, ids))
     _write_ports(tx, launch, ids)
     _write_disks(tx, launch, ids)
     tags.add(tx, launch.project_id, "instance", ids, launch.tags.get("instance", {}))
@@ -216,13 +225,13 @@ def _write_ports(tx: Transaction, launch: Launch, ids: Sequence[str]) -> None:
         }
         for instance_id in ids
     ]
-    tx.execute(insert(ports), rows)
+    tx.execute(_WRITE_PORTS, rows)
     members = [
         {"port_id": row["id"], "group_id": group_id}
         for row in rows
         for group_id in launch.group_ids
     ]
-    tx.execute(insert(port_groups), members)
+    tx.execute(_WRITE_MEMBERS, members)
     port_ids = [str(row["id"]) for row in rows]
     wanted = launch.tags.get("network-interface", {})
     tags.add(tx, launch.project_id, "network-interface", port_ids, wanted)
@@ -241,7 +250,7 @@ def _write_disks(tx: Transaction, launch: Launch, ids: Sequence[str]) -> None:
         }
         for instance_id in ids
     ]
-    tx.execute(insert(block_devices), rows)
+    tx.execute(_WRITE_DISKS, rows)
     volume_ids = [str(row["id"]) for row in rows]
     tags.add(tx, launch.project_id, "volume", volume_ids, launch.tags.get("volume", {}))
 

@@ -6,7 +6,20 @@ import ipaddress
 from collections.abc import Iterable
 
 import msgspec
-from sqlalchemy import ColumnElement, FromClause, and_, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    FromClause,
+    String,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.model import NetworkSpec
@@ -15,6 +28,16 @@ from appliance.store.schema import addresses, networks, policy_confirmations, vp
 
 _RESERVED_LOW = 4  # network, gateway and two that EC2 reserves, too
 _MOST_ADDRESSES = 65536
+
+_FIND = select(networks.c.body).where(networks.c.id.in_(bindparam("ids", expanding=True)))
+_REVISION = select(networks.c.policy_revision).where(networks.c.id == bindparam("network_id"))
+_DEFAULTS = select(networks.c.id).where(networks.c.is_default.is_(True)).order_by(networks.c.zone)
+_DEFAULT_IN_ZONE = _DEFAULTS.where(networks.c.zone == bindparam("zone"))
+_OF_PORTS = (
+    select(addresses.c.port_id, addresses.c.address)
+    .where(addresses.c.port_id.in_(bindparam("port_ids", expanding=True)))
+    .order_by(addresses.c.position)
+)
 
 
 def gateway_of(cidr: str) -> str:
@@ -75,8 +98,8 @@ def create(tx: Transaction, network: NetworkSpec, *, zone: str, is_default: bool
 
 def find(tx: Transaction, network_ids: Iterable[str]) -> dict[str, NetworkSpec]:
     """Return networks by id; those that do not exist are missing."""
-    query = select(networks.c.body).where(networks.c.id.in_(list(network_ids)))
-    specs = [msgspec.json.decode(body, type=NetworkSpec) for body in tx.execute(query).scalars()]
+    bodies = tx.execute(_FIND, {"ids": list(network_ids)}).scalars()
+    specs = [msgspec.json.decode(body, type=NetworkSpec) for body in bodies]
     return {spec.network_id: spec for spec in specs}
 
 
@@ -94,30 +117,24 @@ def range_of_vpc(tx: Transaction, vpc_id: str) -> str:
 
 def default_in_zone(tx: Transaction, zone: str | None) -> str | None:
     """Return the id of a zone's default network, "" for a shared one; ``None``: any zone's."""
-    query = select(networks.c.id).where(networks.c.is_default.is_(True)).order_by(networks.c.zone)
-    if zone is not None:
-        query = query.where(networks.c.zone == zone)
-    return tx.execute(query).scalars().first()
+    if zone is None:
+        return tx.execute(_DEFAULTS).scalars().first()
+    return tx.execute(_DEFAULT_IN_ZONE, {"zone": zone}).scalars().first()
 
 
 def defaults_with_addresses(tx: Transaction, *, quarantine_s: float) -> dict[str, str]:
     """Return the default networks that have an address to take, by zone; see :func:`allocate`."""
-    free = select(addresses.c.address).where(
-        addresses.c.network_id == networks.c.id,
-        is_free(addresses, networks.c.id, tx.now, quarantine_s),
-    )
-    query = select(networks.c.zone, networks.c.id).where(
-        networks.c.is_default.is_(True), free.exists()
-    )
-    return {row.zone: row.id for row in tx.execute(query.order_by(networks.c.zone))}
+    rows = tx.execute(_WITH_ADDRESSES, {"since": tx.now - quarantine_s})
+    return {row.zone: row.id for row in rows}
 
 
 def is_free(
-    table: FromClause, network_id: ColumnElement[str], now: float, quarantine_s: float
+    table: FromClause, network_id: ColumnElement[str], since: float | ColumnElement[float]
 ) -> ColumnElement[bool]:
     """Return the condition that an address of a network can be taken.
 
     :param table: the addresses, or an alias of theirs.
+    :param since: what was freed before is taken again, whoever has confirmed it.
     """
     confirmed = (
         select(func.min(policy_confirmations.c.revision))
@@ -129,10 +146,52 @@ def is_free(
         table.c.is_reserved.is_(False),
         or_(
             table.c.freed_at == 0,
-            table.c.freed_at < now - quarantine_s,
+            table.c.freed_at < since,
             table.c.freed_revision <= confirmed,
         ),
     )
+
+
+_SINCE: ColumnElement[float] = bindparam("since", type_=Float)
+_WITH_ADDRESSES = (
+    select(networks.c.zone, networks.c.id)
+    .where(
+        networks.c.is_default.is_(True),
+        select(addresses.c.address)
+        .where(
+            addresses.c.network_id == networks.c.id,
+            is_free(addresses, networks.c.id, _SINCE),
+        )
+        .exists(),
+    )
+    .order_by(networks.c.zone)
+)
+
+
+def _allocation() -> ReturningUpdate[tuple[str]]:
+    """Return the statement that takes the first free address of a network."""
+    network_id: ColumnElement[str] = bindparam("in_network", type_=String)
+    a = addresses.alias("a")
+    first_free = (
+        select(a.c.address)
+        .where(a.c.network_id == network_id, is_free(a, network_id, _SINCE))
+        .order_by(a.c.position)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (
+        update(addresses)
+        .where(
+            addresses.c.network_id == network_id,
+            addresses.c.address == first_free,
+            addresses.c.port_id.is_(None),
+        )
+        .values(port_id=bindparam("for_port"))
+        .returning(addresses.c.address)
+    )
+
+
+_ALLOCATE = _allocation()
 
 
 def allocate(
@@ -148,24 +207,8 @@ def allocate(
     had = of_ports(tx, [port_id]).get(port_id)
     if had:
         return had
-    a = addresses.alias("a")
-    first_free = (
-        select(a.c.address)
-        .where(a.c.network_id == network_id, is_free(a, literal(network_id), tx.now, quarantine_s))
-        .order_by(a.c.position)
-        .limit(1)
-        .scalar_subquery()
-    )
-    taken = tx.execute(
-        update(addresses)
-        .where(
-            addresses.c.network_id == network_id,
-            addresses.c.address == first_free,
-            addresses.c.port_id.is_(None),
-        )
-        .values(port_id=port_id)
-        .returning(addresses.c.address)
-    ).scalar()
+    values = {"in_network": network_id, "for_port": port_id, "since": tx.now - quarantine_s}
+    taken = tx.execute(_ALLOCATE, values).scalar()
     if taken is None:
         raise Conflict(
             f"Network {network_id} has no free address.",
@@ -177,13 +220,8 @@ def allocate(
 
 def of_ports(tx: Transaction, port_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the addresses of ports, primary first."""
-    query = (
-        select(addresses.c.port_id, addresses.c.address)
-        .where(addresses.c.port_id.in_(list(port_ids)))
-        .order_by(addresses.c.position)
-    )
     found: dict[str, tuple[str, ...]] = {}
-    for row in tx.execute(query):
+    for row in tx.execute(_OF_PORTS, {"port_ids": list(port_ids)}):
         found[row.port_id] = (*found.get(row.port_id, ()), row.address)
     return found
 
@@ -203,8 +241,7 @@ def revision(tx: Transaction, network_id: str) -> int:
 
     :raises NotFound: there is no such network.
     """
-    query = select(networks.c.policy_revision).where(networks.c.id == network_id)
-    found = tx.execute(query).scalar()
+    found = tx.execute(_REVISION, {"network_id": network_id}).scalar()
     if found is None:
         raise NotFound(f"There is no network {network_id}.", code="InvalidSubnetID.NotFound")
     return int(found)

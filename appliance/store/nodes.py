@@ -8,11 +8,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from appliance.model import NodeCapacity, NodeView
 from appliance.store import Transaction
 from appliance.store.schema import node_claims, node_status, nodes
+
+_VIEWS = (
+    select(nodes, node_status.c.is_up, node_claims)
+    .join(node_status, node_status.c.node_id == nodes.c.id)
+    .join(node_claims, node_claims.c.node_id == nodes.c.id)
+    .where(nodes.c.removed_at.is_(None))
+)
+_CLAIM = (
+    update(node_claims)
+    .where(
+        node_claims.c.node_id == bindparam("on_node"),
+        node_claims.c.vcpus_claimed + bindparam("more_vcpus") <= node_claims.c.vcpus,
+        node_claims.c.memory_claimed_mib + bindparam("more_memory") <= node_claims.c.memory_mib,
+        node_claims.c.disk_claimed_gib + bindparam("more_disk") <= node_claims.c.disk_gib,
+    )
+    .values(
+        vcpus_claimed=node_claims.c.vcpus_claimed + bindparam("more_vcpus"),
+        memory_claimed_mib=node_claims.c.memory_claimed_mib + bindparam("more_memory"),
+        disk_claimed_gib=node_claims.c.disk_claimed_gib + bindparam("more_disk"),
+        instances=node_claims.c.instances + bindparam("more_instances"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +110,6 @@ def mark_silent_down(tx: Transaction, silence_s: float) -> list[str]:
 
 def views(tx: Transaction) -> list[NodeView]:
     """Return every node that offers something to instances, up or not."""
-    query = (
-        select(nodes, node_status.c.is_up, node_claims)
-        .join(node_status, node_status.c.node_id == nodes.c.id)
-        .join(node_claims, node_claims.c.node_id == nodes.c.id)
-        .where(nodes.c.removed_at.is_(None))
-    )
     return [
         NodeView(
             node_id=row.id,
@@ -109,7 +125,7 @@ def views(tx: Transaction) -> list[NodeView]:
             disk_claimed_gib=row.disk_claimed_gib,
             instances=row.instances,
         )
-        for row in tx.execute(query)
+        for row in tx.execute(_VIEWS)
     ]
 
 
@@ -117,23 +133,14 @@ def claim(
     tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gib: int, instances: int
 ) -> bool:
     """Take room on a node in one conditional UPDATE; ``False`` when it has too little left."""
-    c = node_claims.c
-    statement = (
-        update(node_claims)
-        .where(
-            c.node_id == node_id,
-            c.vcpus_claimed + vcpus <= c.vcpus,
-            c.memory_claimed_mib + memory_mib <= c.memory_mib,
-            c.disk_claimed_gib + disk_gib <= c.disk_gib,
-        )
-        .values(
-            vcpus_claimed=c.vcpus_claimed + vcpus,
-            memory_claimed_mib=c.memory_claimed_mib + memory_mib,
-            disk_claimed_gib=c.disk_claimed_gib + disk_gib,
-            instances=c.instances + instances,
-        )
-    )
-    return tx.execute(statement).rowcount == 1
+    values = {
+        "on_node": node_id,
+        "more_vcpus": vcpus,
+        "more_memory": memory_mib,
+        "more_disk": disk_gib,
+        "more_instances": instances,
+    }
+    return tx.execute(_CLAIM, values).rowcount == 1
 
 
 def unclaim(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Struct
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from appliance.errors import InputError, NotFound
 from appliance.store import OutboxRow, Transaction
@@ -16,10 +16,12 @@ LONGEST_ERROR = 4000
 
 _MOST_PENDING = 1000
 
+_TAKE = delete(outbox).where(outbox.c.id == bindparam("message_id"))
+
 
 def take(tx: Transaction, message_id: str) -> bool:
     """Delete a row; ``False`` when it was taken before."""
-    return tx.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount == 1
+    return tx.execute(_TAKE, {"message_id": message_id}).rowcount == 1
 
 
 def pending(tx: Transaction, topics: Iterable[str] | None = None) -> list[OutboxRow]:

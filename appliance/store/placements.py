@@ -14,6 +14,38 @@ from appliance.store.schema import placements
 ACTIVE = (Phase.CLAIMED.value, Phase.COMMITTED.value)
 
 
+_WRITE = insert(placements)
+_FIND = select(placements).where(
+    placements.c.instance_id == bindparam("instance_id"), placements.c.epoch == bindparam("epoch")
+)
+_ACTIVE_OF = (
+    select(placements)
+    .where(
+        placements.c.instance_id.in_(bindparam("instance_ids", expanding=True)),
+        placements.c.phase.in_(ACTIVE),
+    )
+    .order_by(placements.c.epoch)
+)
+_FAILED_OF = (
+    select(placements.c.instance_id, placements.c.node_id)
+    .where(
+        placements.c.instance_id.in_(bindparam("instance_ids", expanding=True)),
+        placements.c.phase == Phase.GONE.value,
+    )
+    .order_by(placements.c.epoch)
+)
+_COMMIT = (
+    update(placements)
+    .where(
+        placements.c.instance_id == bindparam("of_instance"),
+        placements.c.epoch == bindparam("at_epoch"),
+        placements.c.node_id == bindparam("on_node"),
+        placements.c.phase.in_(ACTIVE),
+    )
+    .values(phase=Phase.COMMITTED.value, changed_at=bindparam("now"))
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """One placement with what it claims."""
@@ -63,17 +95,14 @@ def write(tx: Transaction, claimed: Sequence[Placement]) -> None:
         )
     if claimed:
         tx.execute(
-            insert(placements),
+            _WRITE,
             [{**asdict(one), "phase": one.phase.value, "created_at": tx.now} for one in claimed],
         )
 
 
 def find(tx: Transaction, instance_id: str, epoch: int) -> Placement | None:
     """Return one placement."""
-    query = select(placements).where(
-        placements.c.instance_id == instance_id, placements.c.epoch == epoch
-    )
-    row = tx.execute(query).first()
+    row = tx.execute(_FIND, {"instance_id": instance_id, "epoch": epoch}).first()
     return _placement(row) if row else None
 
 
@@ -84,12 +113,8 @@ def active(tx: Transaction, instance_id: str) -> Placement | None:
 
 def active_of(tx: Transaction, instance_ids: Iterable[str]) -> dict[str, Placement]:
     """Return by instance the placement that is claimed or committed; the newest of several."""
-    query = (
-        select(placements)
-        .where(placements.c.instance_id.in_(list(instance_ids)), placements.c.phase.in_(ACTIVE))
-        .order_by(placements.c.epoch)
-    )
-    return {row.instance_id: _placement(row) for row in tx.execute(query)}
+    rows = tx.execute(_ACTIVE_OF, {"instance_ids": list(instance_ids)})
+    return {row.instance_id: _placement(row) for row in rows}
 
 
 def on_node(tx: Transaction, node_id: str) -> list[Placement]:
@@ -102,33 +127,16 @@ def on_node(tx: Transaction, node_id: str) -> list[Placement]:
 
 def failed_nodes_of(tx: Transaction, instance_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return by instance the nodes that it was placed on and is no longer, oldest first."""
-    query = (
-        select(placements.c.instance_id, placements.c.node_id)
-        .where(
-            placements.c.instance_id.in_(list(instance_ids)),
-            placements.c.phase == Phase.GONE.value,
-        )
-        .order_by(placements.c.epoch)
-    )
     failed: dict[str, dict[str, None]] = {}
-    for row in tx.execute(query):
+    for row in tx.execute(_FAILED_OF, {"instance_ids": list(instance_ids)}):
         failed.setdefault(row.instance_id, {})[row.node_id] = None
     return {instance_id: tuple(nodes_failed) for instance_id, nodes_failed in failed.items()}
 
 
 def commit(tx: Transaction, instance_id: str, epoch: int, node_id: str) -> bool:
     """Make a claimed placement committed; ``False`` when it is neither claimed nor committed."""
-    statement = (
-        update(placements)
-        .where(
-            placements.c.instance_id == instance_id,
-            placements.c.epoch == epoch,
-            placements.c.node_id == node_id,
-            placements.c.phase.in_(ACTIVE),
-        )
-        .values(phase=Phase.COMMITTED.value, changed_at=tx.now)
-    )
-    return tx.execute(statement).rowcount == 1
+    values = {"of_instance": instance_id, "at_epoch": epoch, "on_node": node_id, "now": tx.now}
+    return tx.execute(_COMMIT, values).rowcount == 1
 
 
 def end(tx: Transaction, placement: Placement, reason: str) -> bool:

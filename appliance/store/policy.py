@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from appliance.messages import GetPolicy, PolicyAnswer, PolicyChanged
 from appliance.model import (
@@ -40,6 +40,67 @@ KEPT_CHANGES = 2000
 """Revisions after which a node that missed them gets the whole policy instead."""
 
 
+_BUMP = (
+    update(networks)
+    .where(networks.c.vpc_id == bindparam("of_vpc"))
+    .values(policy_revision=networks.c.policy_revision + 1)
+    .returning(networks.c.id, networks.c.policy_revision)
+)
+_WRITE_CHANGES = insert(policy_changes)
+_CHANGES_SINCE = (
+    select(policy_changes)
+    .where(
+        policy_changes.c.network_id == bindparam("network_id"),
+        policy_changes.c.revision > bindparam("revision"),
+    )
+    .order_by(policy_changes.c.id)
+)
+_IS_CURRENT = (
+    select(policy_confirmations.c.revision)
+    .join(networks, networks.c.id == policy_confirmations.c.network_id)
+    .where(
+        policy_confirmations.c.network_id == bindparam("network_id"),
+        policy_confirmations.c.node_id == bindparam("node_id"),
+        policy_confirmations.c.revision == bindparam("revision"),
+        networks.c.policy_revision == bindparam("revision"),
+    )
+)
+_OF_NODE = (policy_confirmations.c.network_id == bindparam("in_network")) & (
+    policy_confirmations.c.node_id == bindparam("of_node")
+)
+_CONFIRMED = select(policy_confirmations.c.revision).where(_OF_NODE)
+_CONFIRM = (
+    update(policy_confirmations)
+    .where(_OF_NODE, policy_confirmations.c.revision != bindparam("known"))
+    .values(revision=bindparam("known"))
+)
+_PORTS_ON_NODE = (
+    select(ports.c.id, ports.c.mac)
+    .join(placements, placements.c.instance_id == ports.c.instance_id)
+    .where(
+        ports.c.network_id == bindparam("network_id"),
+        ports.c.is_bound.is_(True),
+        placements.c.node_id == bindparam("node_id"),
+        placements.c.phase == "committed",
+    )
+    .distinct()
+)
+_THESE_ON_NODE = _PORTS_ON_NODE.where(ports.c.id.in_(bindparam("port_ids", expanding=True)))
+_GROUPS_OF = (
+    select(port_groups)
+    .where(port_groups.c.port_id.in_(bindparam("port_ids", expanding=True)))
+    .order_by(port_groups.c.group_id)
+)
+_SOURCES_OF = (
+    select(security_group_rules.c.source_group_id)
+    .where(
+        security_group_rules.c.group_id.in_(bindparam("group_ids", expanding=True)),
+        security_group_rules.c.source_group_id != "",
+    )
+    .distinct()
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One change: of ``rules`` of a group, of a ``port``, or a member ``joined`` or ``left``."""
@@ -57,15 +118,10 @@ def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str
     rows = list(changes)
     if not rows:
         return {}
-    bumped = tx.execute(
-        update(networks)
-        .where(networks.c.vpc_id == vpc_id)
-        .values(policy_revision=networks.c.policy_revision + 1)
-        .returning(networks.c.id, networks.c.policy_revision)
-    ).all()
+    bumped = tx.execute(_BUMP, {"of_vpc": vpc_id}).all()
     revisions = {row.id: row.policy_revision for row in bumped}
     tx.execute(
-        insert(policy_changes),
+        _WRITE_CHANGES,
         [
             {
                 "network_id": network_id,
@@ -100,18 +156,12 @@ def group_changed(tx: Transaction, vpc_id: str, group_id: str) -> None:
 
 def is_current(tx: Transaction, question: GetPolicy) -> bool:
     """Say whether a node has the policy of today in force, and that is written down."""
-    table = policy_confirmations
-    query = (
-        select(table.c.revision)
-        .join(networks, networks.c.id == table.c.network_id)
-        .where(
-            table.c.network_id == question.network_id,
-            table.c.node_id == question.node_id,
-            table.c.revision == question.known_revision,
-            networks.c.policy_revision == question.known_revision,
-        )
-    )
-    return tx.execute(query).first() is not None
+    values = {
+        "network_id": question.network_id,
+        "node_id": question.node_id,
+        "revision": question.known_revision,
+    }
+    return tx.execute(_IS_CURRENT, values).first() is not None
 
 
 def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
@@ -131,20 +181,21 @@ def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
 
 
 def _confirm(tx: Transaction, question: GetPolicy) -> None:
-    table = policy_confirmations
-    same = (table.c.network_id == question.network_id) & (table.c.node_id == question.node_id)
+    of_node = {"in_network": question.network_id, "of_node": question.node_id}
     if question.known_revision < 0:
-        tx.execute(delete(table).where(same))
+        tx.execute(delete(policy_confirmations).where(_OF_NODE), of_node)
         return
-    values = {"revision": question.known_revision}
-    stale = same & (table.c.revision != question.known_revision)
-    known = tx.execute(select(table.c.revision).where(same)).scalar()
+    known = tx.execute(_CONFIRMED, of_node).scalar()
     if known is None:
         tx.execute(
-            insert(table).values(network_id=question.network_id, node_id=question.node_id, **values)
+            insert(policy_confirmations).values(
+                network_id=question.network_id,
+                node_id=question.node_id,
+                revision=question.known_revision,
+            )
         )
     elif known != question.known_revision:
-        tx.execute(update(table).where(stale).values(**values))
+        tx.execute(_CONFIRM, {**of_node, "known": question.known_revision})
 
 
 def whole(tx: Transaction, network_id: str, node_id: str) -> NetworkPolicy:
@@ -186,14 +237,8 @@ def _difference(
 
 
 def _changes_since(tx: Transaction, network_id: str, revision: int) -> list[Change]:
-    query = (
-        select(policy_changes)
-        .where(policy_changes.c.network_id == network_id, policy_changes.c.revision > revision)
-        .order_by(policy_changes.c.id)
-    )
-    return [
-        Change(kind=row.kind, subject=row.subject, address=row.address) for row in tx.execute(query)
-    ]
+    rows = tx.execute(_CHANGES_SINCE, {"network_id": network_id, "revision": revision})
+    return [Change(kind=row.kind, subject=row.subject, address=row.address) for row in rows]
 
 
 def _member_changes(rows: Iterable[Change], group_ids: set[str]) -> tuple[MemberChange, ...]:
@@ -215,25 +260,15 @@ def _ports_on_node(
     tx: Transaction, network_id: str, node_id: str, port_ids: set[str] | None
 ) -> tuple[FirewallPort, ...]:
     """Return bound ports whose instance has an active placement on the node."""
-    query = (
-        select(ports.c.id, ports.c.mac)
-        .join(placements, placements.c.instance_id == ports.c.instance_id)
-        .where(
-            ports.c.network_id == network_id,
-            ports.c.is_bound.is_(True),
-            placements.c.node_id == node_id,
-            placements.c.phase == "committed",
-        )
-    )
-    if port_ids is not None:
-        query = query.where(ports.c.id.in_(port_ids))
-    rows = tx.execute(query.distinct()).all()
+    of_node = {"network_id": network_id, "node_id": node_id}
+    if port_ids is None:
+        rows = tx.execute(_PORTS_ON_NODE, of_node).all()
+    else:
+        rows = tx.execute(_THESE_ON_NODE, {**of_node, "port_ids": list(port_ids)}).all()
     ids = [row.id for row in rows]
     owned = network_rows.of_ports(tx, ids)
     groups: dict[str, list[str]] = {}
-    for row in tx.execute(
-        select(port_groups).where(port_groups.c.port_id.in_(ids)).order_by(port_groups.c.group_id)
-    ):
+    for row in tx.execute(_GROUPS_OF, {"port_ids": ids}):
         groups.setdefault(row.port_id, []).append(row.group_id)
     return tuple(
         FirewallPort(
@@ -250,11 +285,7 @@ def _ports_on_node(
 def _with_sources(tx: Transaction, group_ids: set[str]) -> set[str]:
     if not group_ids:
         return set()
-    table = security_group_rules
-    query = select(table.c.source_group_id).where(
-        table.c.group_id.in_(group_ids), table.c.source_group_id != ""
-    )
-    return group_ids | set(tx.execute(query.distinct()).scalars())
+    return group_ids | set(tx.execute(_SOURCES_OF, {"group_ids": list(group_ids)}).scalars())
 
 
 def _groups(tx: Transaction, group_ids: set[str]) -> tuple[FirewallGroup, ...]:

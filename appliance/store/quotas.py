@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from appliance.store import Transaction
 from appliance.store.schema import instances, quotas
+
+_TAKE = (
+    update(quotas)
+    .where(
+        quotas.c.project_id == bindparam("of_project"),
+        quotas.c.resource == bindparam("of_resource"),
+        quotas.c.used + bindparam("amount") <= quotas.c.ceiling,
+    )
+    .values(used=quotas.c.used + bindparam("amount"))
+)
+_OF_PROJECT = select(quotas).where(quotas.c.project_id == bindparam("project_id"))
 
 
 def create(tx: Transaction, project_id: str, ceilings: Mapping[str, int]) -> None:
@@ -21,16 +32,8 @@ def create(tx: Transaction, project_id: str, ceilings: Mapping[str, int]) -> Non
 
 def take(tx: Transaction, project_id: str, resource: str, amount: int) -> bool:
     """Use some of a resource in one conditional UPDATE; ``False`` when too little is left."""
-    statement = (
-        update(quotas)
-        .where(
-            quotas.c.project_id == project_id,
-            quotas.c.resource == resource,
-            quotas.c.used + amount <= quotas.c.ceiling,
-        )
-        .values(used=quotas.c.used + amount)
-    )
-    return tx.execute(statement).rowcount == 1
+    values = {"of_project": project_id, "of_resource": resource, "amount": amount}
+    return tx.execute(_TAKE, values).rowcount == 1
 
 
 def give_back(tx: Transaction, project_id: str, resource: str, amount: int) -> None:
@@ -53,8 +56,8 @@ def ceiling(tx: Transaction, project_id: str, resource: str) -> int:
 
 def left(tx: Transaction, project_id: str) -> dict[str, int]:
     """Return how much of each resource is left; for saying how many, never for deciding."""
-    query = select(quotas).where(quotas.c.project_id == project_id)
-    return {row.resource: row.ceiling - row.used for row in tx.execute(query)}
+    rows = tx.execute(_OF_PROJECT, {"project_id": project_id})
+    return {row.resource: row.ceiling - row.used for row in rows}
 
 
 def uncount(tx: Transaction, instance_id: str) -> None:

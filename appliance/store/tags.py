@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Select,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -124,14 +126,24 @@ def clear_of_all(tx: Transaction, resource_id: str) -> None:
     tx.execute(delete(tags).where(tags.c.resource_id.startswith(shared(resource_id, ""))))
 
 
+def _of(ids: Select[tuple[str]] | BindParameter[Any]) -> Select[Any]:
+    query = select(tags.c.resource_id, tags.c.key, tags.c.value)
+    return query.where(tags.c.resource_id.in_(ids)).order_by(tags.c.key)
+
+
+_OF = _of(bindparam("ids", expanding=True))
+
+
 def of(
     tx: Transaction, resource_ids: Iterable[str] | Select[tuple[str]]
 ) -> dict[str, list[tuple[str, str]]]:
     """Return the (key, value) pairs of resources by id; the ids may be a query."""
-    ids = resource_ids if isinstance(resource_ids, Select) else list(resource_ids)
-    query = select(tags.c.resource_id, tags.c.key, tags.c.value).where(tags.c.resource_id.in_(ids))
+    rows: Iterable[Any] = (
+        tx.execute(_of(resource_ids))
+        if isinstance(resource_ids, Select)
+        else tx.execute(_OF, {"ids": list(resource_ids)})
+    )
     found: dict[str, list[tuple[str, str]]] = {}
-    rows: Iterable[Any] = tx.execute(query.order_by(tags.c.key))
     for resource_id, key, value in rows:
         found.setdefault(resource_id, []).append((key, value))
     return found

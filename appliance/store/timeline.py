@@ -13,6 +13,12 @@ from appliance.model import Decision, TimelineEntry
 from appliance.store import Transaction
 from appliance.store.schema import decisions, timeline
 
+_RECORD = {
+    is_sqlite: dialect_insert(timeline).on_conflict_do_nothing()
+    for is_sqlite, dialect_insert in ((True, sqlite_insert), (False, pg_insert))
+}
+_DECIDE = insert(decisions)
+
 
 def record(tx: Transaction, entries: Iterable[TimelineEntry]) -> None:
     """Write entries; those that are there already are left alone."""
@@ -21,8 +27,7 @@ def record(tx: Transaction, entries: Iterable[TimelineEntry]) -> None:
         for entry in entries
     ]
     if rows:
-        dialect_insert = sqlite_insert if tx.is_sqlite else pg_insert
-        tx.execute(dialect_insert(timeline).on_conflict_do_nothing(), rows)
+        tx.execute(_RECORD[tx.is_sqlite], rows)
 
 
 def of_instance(tx: Transaction, instance_id: str) -> list[TimelineEntry]:
@@ -62,7 +67,7 @@ def decide(tx: Transaction, made: Iterable[Decision]) -> None:
         for decision in made
     ]
     if rows:
-        tx.execute(insert(decisions), rows)
+        tx.execute(_DECIDE, rows)
 
 
 def decisions_of(tx: Transaction, instance_id: str) -> list[Decision]:

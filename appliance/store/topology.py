@@ -111,7 +111,7 @@ def _free_addresses(now: float, quarantine_s: float) -> ScalarSelect[int]:
         select(func.count())
         .where(
             addresses.c.network_id == networks.c.id,
-            network_rows.is_free(addresses, networks.c.id, now, quarantine_s),
+            network_rows.is_free(addresses, networks.c.id, now - quarantine_s),
         )
         .scalar_subquery()
     )

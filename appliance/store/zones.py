@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 
 from appliance.store import Transaction
 from appliance.store.schema import instances, networks, node_claims, node_status, nodes
 
+_OF_NETWORK = select(networks.c.zone).where(networks.c.id == bindparam("network_id"))
 _CLAIMED = {
     "vcpus": "vcpus_claimed",
     "memory_mib": "memory_claimed_mib",
@@ -33,8 +34,7 @@ def list_all(tx: Transaction) -> dict[str, bool]:
 
 def of_network(tx: Transaction, network_id: str) -> str:
     """Return the zone of a network; empty where it is shared by all zones, or does not exist."""
-    query = select(networks.c.zone).where(networks.c.id == network_id)
-    return tx.execute(query).scalar() or ""
+    return tx.execute(_OF_NETWORK, {"network_id": network_id}).scalar() or ""
 
 
 def room(tx: Transaction, need: Mapping[str, int]) -> dict[str, int]:

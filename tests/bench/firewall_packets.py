@@ -67,9 +67,11 @@ class _Path:
             bench.firewall.guard()
             bench.firewall.sync(policy)
         self._from, self._to = a.tap, b.tap
-        ends = {"ether_src": a.mac, "ether_dst": b.mac, "source": a.tap, "destination": b.tap}
         there = Packet(
-            **ends,
+            source=a.tap,
+            destination=b.tap,
+            ether_src=a.mac,
+            ether_dst=b.mac,
             ip_src=a.addresses[0],
             ip_dst=b.addresses[0],
             protocol=17,
