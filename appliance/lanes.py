@@ -7,6 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from appliance.errors import AnynodeError, cause_chain
+
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,8 @@ class Lanes:
                 self._running += 1
             try:
                 work()
+            except AnynodeError as error:
+                log.warning("work of %s failed: %s", key or self._name, _words(error))
             except Exception:
                 log.exception("work of %s failed", key or self._name)
             finally:
@@ -99,3 +103,7 @@ class Lanes:
                 waiting.clear()
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._running, deadline_s)
+
+
+def _words(error: AnynodeError) -> str:
+    return " <- ".join(cause_chain(error))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from appliance.compute.record import Held
 from appliance.compute.subject import Drivers, Subject
-from appliance.errors import Stale
+from appliance.errors import Stale, cause_chain
 from appliance.model import TimelineEntry
 from appliance.steps import Failure, Step, StepResult, run_steps, undo_steps
 
@@ -67,6 +67,18 @@ class Attempt:
     def undo(self, steps: tuple[Step[Subject], ...]) -> bool:
         """Undo steps that an earlier process has done; say whether every undo succeeded."""
         return undo_steps(steps, self._subject, world=self._parts.world, record=self._record)
+
+    def note_failure(self, name: str, error: Exception) -> None:
+        """Put something that failed, and is no step, on the timeline."""
+        now = self._parts.world.clock.now()
+        result = StepResult(
+            name=name,
+            started_at=now,
+            duration_ms=0.0,
+            outcome="failed",
+            causes=cause_chain(error),
+        )
+        self._record(result)
 
     def _record(self, result: StepResult) -> None:
         self.entries.append(

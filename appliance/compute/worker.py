@@ -46,6 +46,7 @@ class Worker:
         self._journal = journal
         self._lock = threading.Lock()
         self._queued: set[str] = set()
+        self._waiting: set[str] = set()
         self._sent_at: dict[str, tuple[float, float]] = {}
         # Waiting for an instance to shut down takes no slot from launches and removals.
         self._slots = threading.BoundedSemaphore(self._parts.config.compute.parallel_launches)
@@ -142,7 +143,12 @@ class Worker:
                     self._remove(run)
 
     def _launch(self, run: Attempt) -> None:
-        runs_already = self._drivers.runs(run.held.instance_id, run.held.epoch)
+        try:
+            runs_already = self._drivers.runs(run.held.instance_id, run.held.epoch)
+        except AnynodeError as error:
+            self._say_why_it_waits(run, error)
+            raise
+        self._waiting.discard(run.held.instance_id)
         failure = run.steps(REJOIN if runs_already else LAUNCH)
         if failure is None:
             self._settle(run, "running", is_kept=True)
@@ -159,6 +165,13 @@ class Worker:
             self._launch_failed(run, undone)
         else:
             self._launch_failed(run, failure)
+
+    def _say_why_it_waits(self, run: Attempt, error: AnynodeError) -> None:
+        """Show in its timeline, once, why a launch has not begun."""
+        if run.held.instance_id not in self._waiting:
+            self._waiting.add(run.held.instance_id)
+            run.note_failure("wait", error)
+            self.send_interim(run.held, run.entries)
 
     def _launch_failed(self, run: Attempt, failure: Failure) -> None:
         log.warning("launch of %s failed: %s", run.held.instance_id, failure.sentence)

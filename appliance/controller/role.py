@@ -24,7 +24,15 @@ from appliance.messages import (
 from appliance.model import Desired, InstanceState, Reason
 from appliance.node import NodeParts
 from appliance.role import Periodic, Role
-from appliance.store import Transaction, history, instances, launches, nodes, placements
+from appliance.store import (
+    Transaction,
+    history,
+    instances,
+    launches,
+    nodes,
+    placements,
+    timeline,
+)
 from appliance.store.instances import Instance
 from appliance.store.placements import Placement
 
@@ -281,10 +289,17 @@ class Sweeper:
         is_launch = instance.state is InstanceState.PENDING and instance.desired is Desired.RUNNING
         age_s = tx.now - instance.progress_at
         if is_launch and age_s > settings.give_up_s:
-            text = f"The launch showed no progress for {age_s:.0f} s."
-            _give_up(tx, instance, Reason(code="Server.InternalError", message=text))
+            text = f"The launch showed no progress for {age_s:.0f} s. {_last_cause(tx, instance)}"
+            _give_up(tx, instance, Reason(code="Server.InternalError", message=text.strip()[:1000]))
         else:
             settle(self._parts, tx, instance)
+
+
+def _last_cause(tx: Transaction, instance: Instance) -> str:
+    """Return what its node said last of a failure at this epoch; empty when nothing."""
+    entries = timeline.of_instance(tx, instance.instance_id)
+    causes = [one.causes for one in entries if one.epoch == instance.epoch and one.causes]
+    return causes[-1][0] if causes else ""
 
 
 def forget(parts: NodeParts) -> None:

@@ -6,11 +6,11 @@ import logging
 import threading
 
 from appliance.bus import Bus
-from appliance.errors import Conflict, Stale
+from appliance.errors import AnynodeError, Conflict, Stale
 from appliance.firewall.policy import apply_delta, without_unused_groups
 from appliance.hooks import Firewall
 from appliance.messages import GetPolicy, PolicyAnswer
-from appliance.model import NetworkPolicy, PolicyDelta
+from appliance.model import FirewallState, NetworkPolicy, PolicyDelta
 from appliance.world import Clock
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,12 @@ class PolicyKeeper:
         """Ask for the networks of which nothing was heard for that long."""
         since = self._clock.monotonic() - silence_s
         for network_id in self.watched():
-            if self._asked_at[network_id] < since:
+            if self._asked_at[network_id] >= since:
+                continue
+            try:
                 self.refresh(network_id)
+            except AnynodeError as error:
+                log.warning("policy of %s could not be brought up to date: %s", network_id, error)
 
     def _sync(self, policy: NetworkPolicy) -> None:
         self._firewall.sync(policy)
@@ -158,12 +162,17 @@ class PolicyKeeper:
             log.warning("the firewall's guard was gone; it is put back")
             self._firewall.guard()
         for network_id in self.watched():
-            with self._lock(network_id):
-                policy = self._policies.get(network_id)
-                if policy is None:
-                    continue
-                taps = {port.tap for port in policy.ports}
-                is_whole = taps <= set(state.taps)
-                if state.revisions.get(network_id) != policy.revision or not is_whole:
-                    log.warning("rules of %s were lost; they are put back", network_id)
-                    self._sync(policy)
+            try:
+                self._repair(network_id, state)
+            except AnynodeError as error:
+                log.warning("rules of %s could not be put back: %s", network_id, error)
+
+    def _repair(self, network_id: str, state: FirewallState) -> None:
+        with self._lock(network_id):
+            policy = self._policies.get(network_id)
+            if policy is None:
+                return
+            is_whole = {port.tap for port in policy.ports} <= set(state.taps)
+            if state.revisions.get(network_id) != policy.revision or not is_whole:
+                log.warning("rules of %s were lost; they are put back", network_id)
+                self._sync(policy)

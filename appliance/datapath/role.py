@@ -299,7 +299,10 @@ class Datapath:
 
     def repair(self) -> None:
         """Bring back what somebody removed: rules, and the networks with their ports."""
-        self.policies.repair()
+        try:
+            self.policies.repair()
+        except AnynodeError as error:
+            log.warning("rules could not be looked after: %s", error)
         self._repair_networks()
 
     def _repair_networks(self) -> None:

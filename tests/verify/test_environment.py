@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tests.chain.harness import Chain
 
 
 @pytest.fixture
-def chain(make_chain: MakeChain) -> Iterator[Chain]:  # noqa: F811
+def chain(make_chain: MakeChain) -> Chain:  # noqa: F811
     made = make_chain()
     made.stop()
     return made
@@ -50,14 +49,15 @@ def test_a_clock_that_went_back(chain: Chain) -> None:
 def disk(monkeypatch: pytest.MonkeyPatch, folder: Path, **values: int) -> None:
     """Let the file system of a folder look as given."""
     real = os.statvfs
-    names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
-    names = (*names, "f_favail", "f_flag", "f_namemax")
+    names = "f_bsize f_frsize f_blocks f_bfree f_bavail f_files f_ffree f_favail f_flag f_namemax"
 
     def statvfs(path: Any) -> os.statvfs_result:
         answer = real(path)
         if Path(path) != folder:
             return answer
-        return os.statvfs_result([values.get(name, getattr(answer, name)) for name in names])
+        return os.statvfs_result(
+            [values.get(name, getattr(answer, name)) for name in names.split()]
+        )
 
     monkeypatch.setattr(os, "statvfs", statvfs)
 

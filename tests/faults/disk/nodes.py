@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +94,7 @@ class Trial:
             words = instance.reason.message
             assert any(cause in words for cause in causes), words
             assert where in words, words
-            entries = chain.read(lambda tx, one=one: timeline.of_instance(tx, one))
+            entries = chain.read(partial(timeline.of_instance, instance_id=one))
             (failed,) = [entry for entry in entries if entry.outcome == "failed"]
             assert any(cause in " ".join(failed.causes) for cause in causes), failed
         (after,) = chain.run_instances()
@@ -143,7 +144,8 @@ def _compute() -> dict[str, Any]:
 
 def broken_for_a_while(folder: Path, places: list[str], code: int) -> dict[str, Any]:
     """Let all writes to a place fail for a while, one place after the other."""
-    disk, answers = Disk(), {}
+    disk = Disk()
+    answers: dict[str, Any] = {}
     for number, place in enumerate(places):
         try:
             with a_node(folder / f"{number}") as chain:
