@@ -22,13 +22,19 @@ class Signals:
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_up or self._is_asked:
+        is_repeated, self._is_asked = self._is_asked, True
+        if not self._is_up or is_repeated:
             raise KeyboardInterrupt
-        self._is_asked = True
         self._asked.put(None)
 
     def up(self) -> None:
-        """Note that the start is done: from now on the first signal only ends :meth:`wait`."""
+        """Note that the start is done: from now on the first signal only ends :meth:`wait`.
+
+        :raises KeyboardInterrupt: a signal came before. Python may have dropped what it raised,
+            as it does in callbacks.
+        """
+        if self._is_asked and not self._is_up:
+            raise KeyboardInterrupt
         self._is_up = True
 
     def ask(self) -> None:

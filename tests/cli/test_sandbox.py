@@ -268,7 +268,7 @@ class TestEnd:
             status, _, said = run.end()
         finally:
             run.close()
-        assert (status, said.strip()) == (130, "Interrupted.")
+        assert (status, said.splitlines()[-1]) == (130, "Interrupted.")
         assert not run.env_path.exists()
         assert list(run.temporary.iterdir()) == []
 
