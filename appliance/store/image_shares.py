@@ -63,6 +63,6 @@ def of(tx: Transaction, image_ids: Iterable[str]) -> dict[str, list[str]]:
         image_shares.c.image_id.in_(list(image_ids))
     )
     found: dict[str, list[str]] = {}
-    for image_id, project_id in tx.execute(query.order_by(image_shares.c.project_id)):
-        found.setdefault(image_id, []).append(project_id)
+    for row in tx.execute(query.order_by(image_shares.c.project_id)):
+        found.setdefault(row.image_id, []).append(row.project_id)
     return found
