@@ -76,7 +76,7 @@ def test_lease_and_names() -> None:
 
 
 @pytest.mark.parametrize("hostname", HOSTILE_HOSTNAMES)
-def test_hostile_hostname_is_not_written(hostname: str) -> None:
+def test_t53_hostile_hostname_is_not_written(hostname: str) -> None:
     port = msgspec.structs.replace(PORT, hostname=hostname)
     for render in (render_lease, render_names):
         with pytest.raises(InputError):
@@ -84,7 +84,7 @@ def test_hostile_hostname_is_not_written(hostname: str) -> None:
 
 
 @given(st.text(max_size=70), st.text(max_size=20), st.text(max_size=20))
-def test_a_lease_is_one_line_of_known_fields(hostname: str, mac: str, address: str) -> None:
+def test_t53_a_lease_is_one_line_of_known_fields(hostname: str, mac: str, address: str) -> None:
     for changes in ({"hostname": hostname}, {"mac": mac}, {"addresses": (address,)}):
         try:
             line = render_lease(NETWORK, msgspec.structs.replace(PORT, **changes))
@@ -97,7 +97,7 @@ def test_a_lease_is_one_line_of_known_fields(hostname: str, mac: str, address: s
 
 
 @given(st.text(max_size=30), st.sampled_from(["domain", "bridge", "gateway", "cidr", "network_id"]))
-def test_a_config_has_no_foreign_directive(text: str, field: str) -> None:
+def test_t53_a_config_has_no_foreign_directive(text: str, field: str) -> None:
     try:
         config = render_config(msgspec.structs.replace(NETWORK, **{field: text}), PLACES, "dnsmasq")
     except InputError:

@@ -278,7 +278,7 @@ def test_words_of_dnsmasq_are_only_hostnames(
         assert given["lease"] == "3600"
 
 
-def test_names_follow_the_ports(
+def test_t53_names_follow_the_ports_also_two_of_one_hostname(
     node: Node, driver: Network, network: NetworkSpec, tmp_path: Path
 ) -> None:
     one = make_port(network, 1)
@@ -311,6 +311,7 @@ def test_dnsmasq_has_no_rights(node: Node, driver: Network, network: NetworkSpec
         assert config.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.faults("services: dnsmasq", quick=True)
 def test_dead_dnsmasq_is_named_and_comes_back(
     node: Node, driver: Network, network: NetworkSpec, tmp_path: Path
 ) -> None:
@@ -322,8 +323,12 @@ def test_dead_dnsmasq_is_named_and_comes_back(
     wait_for(lambda: not node.dnsmasq_pids())
     (warning,) = driver.list().warnings
     assert network.network_id in warning
+    leases = sorted(reachable_directory(node.run_dir).rglob("eni-*"))
+    told = [path.read_bytes() for path in leases]
+    assert leases
     driver.prepare(network)
     assert driver.list().warnings == ()
+    assert [path.read_bytes() for path in leases] == told
     with Machine(node, tap, port.mac) as machine:
         assert ask_dhcp(machine, tmp_path)["ip"] == port.addresses[0]
 
