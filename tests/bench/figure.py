@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -29,8 +30,8 @@ Figures = dict[str, Figure]
 class Benchmark:
     """Measures figures that belong together.
 
-    ``programs`` are what the machine must have. ``measure`` is told whether to be quick: then it
-    goes through everything with little work, and what it answers means nothing.
+    ``programs`` and ``files`` are what the machine must have. ``measure`` is told whether to be
+    quick: then it goes through everything with little work, and its answer means nothing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Benchmark:
     measure: Callable[[bool], Figures]
     needs_root: bool = False
     programs: Sequence[str] = ()
+    files: Sequence[Path] = ()
 
 
 def cpu_of(pid: int) -> float:

@@ -104,6 +104,12 @@ memory_ratio = {_ratio():.6f}
         return bool(record["is_up"]) and self.inside.connects("127.0.0.1", API_PORT)
 
     @property
+    def pid(self) -> int:
+        """The node's process, by its id outside of the rig."""
+        assert self._node is not None
+        return self.rig.pid_of(self._node)
+
+    @property
     def is_running(self) -> bool:
         """Whether the node's process runs."""
         return self._node is not None and self._node.poll() is None

@@ -149,7 +149,11 @@ class Rig:
     def signal(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
         """Send a signal to a program that :meth:`popen` started, not to its wrapper."""
         if process.poll() is None:
-            os.kill(_only_child(process.pid), number)
+            os.kill(self.pid_of(process), number)
+
+    def pid_of(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the process id, seen from outside, of a program that :meth:`popen` started."""
+        return _only_child(process.pid)
 
     def run(
         self, words: Sequence[str | Path], *, deadline_s: float = 60, is_checked: bool = True
