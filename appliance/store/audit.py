@@ -24,11 +24,11 @@ CARRIED_OUT, REFUSED = "signed-request", "refused-request"
 
 _SUBJECT_CHARACTERS = 2000
 
-
 _RECORD = insert(audit)
 _SETTLE = insert(handled)
 _FATE = select(handled.c.consumer, handled.c.handled_at).where(
-    handled.c.consumer.in_((CARRIED_OUT, REFUSED)), handled.c.message_id == bindparam("digest")
+    (handled.c.consumer == CARRIED_OUT) | (handled.c.consumer == REFUSED),
+    handled.c.message_id == bindparam("digest"),
 )
 
 

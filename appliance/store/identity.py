@@ -27,6 +27,7 @@ from appliance.store.schema import quotas as quota_table
 ACCESS_LEVELS = ("admin", "member", "reader")
 """From the one that may do most to the one that may do least."""
 
+_LOOKS_LIKE_ID = re.compile(r"\d{12}|AIDA[A-Z2-7]{16}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 _KEY_ID = re.compile(r"[!-+\--.0-~]{1,64}", re.ASCII)
 _LONGEST_SECRET = 256
@@ -444,6 +445,11 @@ def _check_name(kind: str, name: str) -> None:
             f"Could not make {kind} {name[:64]!r}.",
             hint="Names are up to 64 letters, digits and . _ @ + -, and begin with a letter "
             "or digit.",
+        )
+    if _LOOKS_LIKE_ID.fullmatch(name):
+        raise InputError(
+            f"Could not make {kind} {name!r}: a name that looks like an id could be taken for "
+            "that of another."
         )
 
 

@@ -123,7 +123,10 @@ def test_images_are_listed_by_owner_and_by_who_may_launch_them(
     assert ids(front.keys, ExecutableUsers=[other.project_id]) == mine
     # Whom others share with is not shown: not to a stranger, nor to one who may launch it, too.
     assert ids(third, ExecutableUsers=[other.project_id]) == set()
+    allow(boss, private, UserId=third.project_id)
+    assert ids(third) == operators | mine
     assert ids(other, ExecutableUsers=[third.project_id]) == set()
+    assert ids(front.keys, ExecutableUsers=[third.project_id]) == mine
     assert ids(other, Owners=["self"]) == set()
     assert ids(other, Owners=[front.keys.project_id]) == mine
     assert ids(other, Owners=["amazon"]) == operators
