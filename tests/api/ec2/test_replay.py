@@ -133,22 +133,22 @@ def test_a_dry_run_is_no_change_and_may_be_repeated(front: Front) -> None:
     assert "DryRunOperation" in dry.send()[1]
 
 
-@pytest.mark.parametrize("action", ["DescribeRegions", "CreateKeyPair&KeyName=k"])
-@pytest.mark.parametrize("minutes", [-16, 16, 10 * 365 * 24 * 60])
-def test_t28_old_and_future_dates_are_refused(front: Front, action: str, minutes: int) -> None:
-    request = Signed(front, f"Action={action}")
+def test_t28_old_and_future_dates_are_refused(front: Front) -> None:
+    requests = [Signed(front, f"Action={one}") for one in ("DescribeRegions", "CreateKeyPair")]
     before = front.snapshot()
-    front.clock.offset_s = -60 * minutes
-    status, body = request.send()
-    assert (status, "RequestExpired" in body) == (400, True)
+    for minutes in (-16, 16, 10 * 365 * 24 * 60):
+        front.clock.offset_s = -60 * minutes
+        for request in requests:
+            status, body = request.send()
+            assert (status, "RequestExpired" in body) == (400, True), minutes
     assert front.snapshot() == before
 
 
-@pytest.mark.parametrize("minutes", [-14, 14])
-def test_t28_clocks_may_differ_by_less_than_15_minutes(front: Front, minutes: int) -> None:
+def test_t28_clocks_may_differ_by_less_than_15_minutes(front: Front) -> None:
     request = Signed(front, "Action=DescribeRegions")
-    front.clock.offset_s = 60 * minutes
-    assert request.send()[0] == 200
+    for minutes in (-14, 14):
+        front.clock.offset_s = 60 * minutes
+        assert request.send()[0] == 200
 
 
 def test_t28_a_missing_date_is_refused(front: Front) -> None:

@@ -162,32 +162,30 @@ def test_sharing_is_for_admins(front: Front, private: Image) -> None:
     assert refused["Code"] == "UnauthorizedOperation"
 
 
-@pytest.mark.parametrize(
-    ("wanted", "code"),
-    [
-        ({}, "InvalidParameterCombination"),
-        ({"LaunchPermission": {"Add": [{"UserId": "12345"}]}}, "InvalidAMIAttributeItemValue"),
-        ({"LaunchPermission": {"Add": [{"UserId": "self"}]}}, "InvalidAMIAttributeItemValue"),
-        ({"UserGroups": ["some"], "OperationType": "add"}, "InvalidAMIAttributeItemValue"),
-        ({"UserIds": [NOBODY]}, "MissingParameter"),
-        (
-            {"LaunchPermission": {"Add": [{"OrganizationArn": "arn:aws:o"}]}},
-            "UnsupportedOperation",
-        ),
-        ({"Description": {"Value": "x" * 256}}, "InvalidParameterValue"),
-        (
-            {"Description": {"Value": "x"}, "LaunchPermission": {"Add": [{"Group": "all"}]}},
-            "InvalidParameterCombination",
-        ),
-        ({"Attribute": "kernel", "Value": "aki-0123456789abcdef0"}, "UnsupportedOperation"),
-    ],
-)
-def test_bad_changes_are_refused(
-    front: Front, boss: Any, private: Image, wanted: dict[str, Any], code: str
-) -> None:
+BAD_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({}, "InvalidParameterCombination"),
+    ({"LaunchPermission": {"Add": [{"UserId": "12345"}]}}, "InvalidAMIAttributeItemValue"),
+    ({"LaunchPermission": {"Add": [{"UserId": "self"}]}}, "InvalidAMIAttributeItemValue"),
+    ({"UserGroups": ["some"], "OperationType": "add"}, "InvalidAMIAttributeItemValue"),
+    ({"UserIds": [NOBODY]}, "MissingParameter"),
+    (
+        {"LaunchPermission": {"Add": [{"OrganizationArn": "arn:aws:o"}]}},
+        "UnsupportedOperation",
+    ),
+    ({"Description": {"Value": "x" * 256}}, "InvalidParameterValue"),
+    (
+        {"Description": {"Value": "x"}, "LaunchPermission": {"Add": [{"Group": "all"}]}},
+        "InvalidParameterCombination",
+    ),
+    ({"Attribute": "kernel", "Value": "aki-0123456789abcdef0"}, "UnsupportedOperation"),
+]
+
+
+def test_bad_changes_are_refused(front: Front, boss: Any, private: Image) -> None:
     before = front.snapshot()
-    refused = error_of(boss.modify_image_attribute, ImageId=private.image_id, **wanted)
-    assert refused["Code"] == code
+    for wanted, code in BAD_CHANGES:
+        refused = error_of(boss.modify_image_attribute, ImageId=private.image_id, **wanted)
+        assert refused["Code"] == code, wanted
     assert front.snapshot() == before
 
 
