@@ -143,9 +143,15 @@ class Access:
 
 
 def operator_name() -> str:
-    """Return who runs the command: the user behind sudo, else the user of the process."""
-    name = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or str(os.getuid())
-    return f"{OPERATOR} {name}"
+    """Return who runs the command: the user of the process, behind sudo the one who called it."""
+    import pwd
+
+    uid = os.getuid()
+    name = os.environ.get("SUDO_USER", "") if uid == 0 else ""
+    try:
+        return f"{OPERATOR} {name or pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"{OPERATOR} {uid}"
 
 
 pass_access = click.make_pass_decorator(Access, ensure=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+from appliance.cli.access import operator_name
 from appliance.store import audit
 from appliance.store.audit import Deed
 from tests.cli.shell import Shell
@@ -34,6 +36,19 @@ def write(shell: Shell, **fields: str) -> None:
 
 def actions(shell: Shell, *words: str) -> list[str]:
     return [one["action"] for one in shell.json("audit", *words)]
+
+
+@pytest.mark.parametrize(
+    ("uid", "sudo_user", "name"),
+    [(0, "", "root"), (0, "ada", "ada"), (65534, "ada", "nobody"), (4_000_000, "", "4000000")],
+)
+def test_the_operator_is_who_runs_the_command(
+    monkeypatch: pytest.MonkeyPatch, uid: int, sudo_user: str, name: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setenv("SUDO_USER", sudo_user)
+    monkeypatch.setenv("LOGNAME", "mallory")
+    assert operator_name() == f"operator {name}"
 
 
 def test_an_empty_log_says_so(shell: Shell) -> None:
