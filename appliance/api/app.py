@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from flask import Flask, Response, request
 
+from appliance.api.connections import LARGEST_BODY
 from appliance.api.ec2 import errors
 from appliance.api.ec2.front_door import FrontDoor, Reply
 from appliance.api.server import RAW_HEADERS
 from appliance.model import HttpRequest
 
 EC2_PATHS = ("/", "/services/Cloud", "/services/Cloud/")
-LARGEST_BODY = 64 * 1024
-_LARGEST_DISCARD = 16 * 1024 * 1024
-_CHUNK = 64 * 1024
 
 _GREETING = """Anynode answers the EC2 API here (version 2016-11-15, signature version 4).
 Point a client at it: aws ec2 describe-instances --endpoint-url %s
@@ -52,16 +50,10 @@ def _is_visitor() -> bool:
 
 
 def _read_body() -> bytes | None:
-    """Return the body; ``None``, with nothing kept, when it is too large."""
-    stream = request.environ["wsgi.input"]
-    body: bytes = stream.read(LARGEST_BODY + 1)
-    if len(body) <= LARGEST_BODY:
-        return body
-    discarded = 0
-    # A client that is still sending would see a reset connection instead of the answer.
-    while discarded < _LARGEST_DISCARD and (piece := stream.read(_CHUNK)):
-        discarded += len(piece)
-    return None
+    """Return the body; ``None`` when it is too large."""
+    if (request.content_length or 0) > LARGEST_BODY:
+        return None  # what came of it was thrown away
+    return bytes(request.environ["wsgi.input"].read())
 
 
 def _http_request(body: bytes) -> HttpRequest:

@@ -14,6 +14,7 @@ from typing import Any
 from cheroot import server as cheroot_server
 from cheroot import wsgi
 
+from appliance.api.connections import IDLE_S, LARGEST_HEAD, Connection, Connections
 from appliance.api.ec2.protocol.serializer import serialize_error
 from appliance.errors import ConfigError
 
@@ -22,12 +23,10 @@ log = logging.getLogger(__name__)
 RAW_HEADERS = "anynode.headers"
 """Where the WSGI environment has the headers as they came: lower case, in order, none dropped."""
 
-LARGEST_HEAD = 16 * 1024
 MOST_HEADERS = 100
-READ_S = 30.0
-"""Seconds within which a request must have come in, however it trickles."""
+WRITE_S = 60.0
+"""Seconds within which a reply must have been taken, however it is read."""
 
-_IDLE_S = 10
 _BACKLOG = 128
 _KEPT_CONNECTIONS = 200
 _WSGI = (1, 0)
@@ -58,7 +57,9 @@ class _HeaderReader:
             if not line.endswith(b"\r\n"):
                 raise ValueError("Illegal end of headers.")
             name, colon, value = line[:-2].partition(b":")
-            if not colon or not name or name != name.strip() or b"\0" in line:
+            if b"\0" in line or b"\r" in line[:-2]:
+                raise ValueError("Illegal character in a header.")
+            if not colon or not name or name != name.strip():
                 raise ValueError("Illegal header line.")
             self._add(found, name.decode("latin-1").lower(), value.strip())
 
@@ -74,7 +75,8 @@ class _HeaderReader:
             raise ValueError("Malformed Content-Length Header.")
         found.lines.append((name, value.decode("latin-1")))
         # WSGI cannot tell X_Y from X-Y, so that only one of them may reach it.
-        if "_" not in name:
+        # A client that asked whether to send its body has had its answer: the body is here.
+        if "_" not in name and name != "expect":
             found[key] = value
 
 
@@ -84,6 +86,11 @@ class _Request(cheroot_server.HTTPRequest):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.inheaders = _Headers()
+
+    def send_headers(self) -> None:
+        """Begin the reply, which must be taken within ``WRITE_S`` seconds."""
+        self.server.writing[self.conn] = time.monotonic() + WRITE_S
+        super().send_headers()
 
     def simple_response(self, status: str, msg: str = "") -> None:
         """Write one of the server's own errors in EC2's form and close."""
@@ -104,16 +111,15 @@ class _Request(cheroot_server.HTTPRequest):
             log.debug("could not answer %s: %s", self.conn.remote_addr, error)
 
 
-class _Connection(cheroot_server.HTTPConnection):
+class _Connection(Connection):
     RequestHandlerClass = _Request
 
     def communicate(self) -> Any:
-        """Serve one request; it must have come in within ``READ_S`` seconds."""
-        self.server.reading[self] = time.monotonic() + READ_S
+        """Serve the request that has come in; return whether another may come."""
         try:
-            return super().communicate()  # type: ignore[no-untyped-call]
+            return super().communicate()
         finally:
-            self.server.reading.pop(self, None)
+            self.server.writing.pop(self, None)
 
 
 class _Gateway(wsgi.Gateway_10):
@@ -131,6 +137,7 @@ class Server(wsgi.Server):
     """
 
     ConnectionClass = _Connection
+    _connections: Any
     expiration_interval = 0.2
     keep_alive_conn_limit = _KEPT_CONNECTIONS
 
@@ -150,11 +157,11 @@ class Server(wsgi.Server):
             max=threads,
             server_name="anynode",
             request_queue_size=_BACKLOG,
-            timeout=_IDLE_S,
+            timeout=int(IDLE_S),
         )
         self.gateway = _Gateway
         self.max_request_header_size = LARGEST_HEAD
-        self.reading: dict[_Connection, float] = {}
+        self.writing: dict[_Connection, float] = {}
         self._name = name
         self._bind_error: OSError | None = None
         self._threads: list[threading.Thread] = []
@@ -164,6 +171,16 @@ class Server(wsgi.Server):
     def port(self) -> int:
         """The port that the server listens on."""
         return int(self.bind_addr[1])
+
+    def prepare(self) -> None:
+        """Listen, with connections that wait for whole requests."""
+        super().prepare()
+        self._connections.close()
+        self._connections = Connections(self)
+
+    def process_conn(self, conn: Connection) -> None:
+        """Take in a connection."""
+        self._connections.put(conn)
 
     def open(self) -> None:
         """Listen and serve in threads of its own until :meth:`close`.
@@ -202,14 +219,14 @@ class Server(wsgi.Server):
         log.log(level, "%s", msg, exc_info=traceback)
 
     def _watch(self) -> None:
-        """Cut connections whose request does not come in: a slow sender holds a whole thread."""
+        """Cut connections whose reply is not taken: a slow reader holds a whole thread."""
         while not self._ended.wait(1.0):
             now = time.monotonic()
-            for connection, deadline in list(self.reading.items()):
+            for connection, deadline in list(self.writing.items()):
                 if deadline < now:
-                    self.reading.pop(connection, None)
+                    self.writing.pop(connection, None)
                     try:
-                        connection.socket.shutdown(socket.SHUT_RD)
+                        connection.socket.shutdown(socket.SHUT_RDWR)
                     except OSError as error:
                         log.debug("could not cut %s: %s", connection.remote_addr, error)
 

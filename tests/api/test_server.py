@@ -20,7 +20,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config as ClientConfig
 from botocore.credentials import Credentials
 
-from appliance.api import server as server_module
+from appliance.api import connections
 from appliance.api.server import Server
 from appliance.errors import ConfigError, Unavailable
 from appliance.store import identity, key_pairs
@@ -377,7 +377,7 @@ def test_a_value_cannot_write_a_line_of_its_own_into_the_log(
 def test_slow_senders_do_not_hold_the_server(
     front: Front, ec2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "READ_S", 1.0)
+    monkeypatch.setattr(connections, "READ_S", 1.0)
     address = ("127.0.0.1", front.server.port)
     peers = [socket.create_connection(address, timeout=20) for _ in range(12)]
     is_over = threading.Event()
