@@ -15,6 +15,9 @@ from appliance.world import Clock
 
 log = logging.getLogger(__name__)
 
+FRESH_S = 1.0
+"""Seconds for which a policy that has a port is not asked for again to guard the port."""
+
 
 class PolicyKeeper:
     """The policy of each network of this node: what is in force, and how it gets there.
@@ -103,7 +106,8 @@ class PolicyKeeper:
         :raises Conflict: the network role does not know the port here, or the rules are not there.
         """
         with self._lock(network_id):
-            self.refresh(network_id)
+            if not (self._is_fresh(network_id) and self._has(network_id, port_id)):
+                self.refresh(network_id)
             if not self._has(network_id, port_id):
                 self.refresh(network_id, is_whole=True)
             policy = self._policies[network_id]
@@ -117,6 +121,11 @@ class PolicyKeeper:
                 self._sync(policy)
                 raise Conflict(f"The rules of {port_id} were not in force when read back.")
             return policy.revision
+
+    def _is_fresh(self, network_id: str) -> bool:
+        """Say whether the policy is from a moment ago: news of it brought it here just before."""
+        since = self._clock.monotonic() - FRESH_S
+        return self._asked_at.get(network_id, float("-inf")) > since
 
     def is_guarded(self, network_id: str, port_id: str) -> bool:
         """Say whether a port's rules were put in force."""

@@ -100,6 +100,11 @@ def list_page(
     :param after: (created_at, id) of the last row of the page before.
     :raises InputError: a filter is not known.
     """
+    if bool(ids) != bool(reservation_id) and not (wanted or after or limit):
+        values = {"project_id": project_id, "since": tx.now - terminated_s}
+        if ids:
+            return _views(tx, _BY_ID, {**values, "ids": list(ids)}, None)
+        return _views(tx, _OF_RESERVATION, {**values, "reservation_id": reservation_id}, None)
     condition = and_(
         is_listed(tx, project_id, terminated_s),
         *filters.conditions(tx, FILTERS, wanted, instances.c.id),
@@ -112,7 +117,7 @@ def list_page(
         condition = and_(condition, is_behind(after))
     chosen = select(instances.c.id).select_from(_joined).where(condition)
     chosen = chosen.order_by(instances.c.created_at, instances.c.id).limit(limit)
-    return _views(tx, condition, chosen, limit)
+    return _views(tx, _INSTANCES.where(condition).limit(limit), {}, chosen)
 
 
 def known_ids(
@@ -150,45 +155,63 @@ def is_behind(after: Sequence[float | str]) -> ColumnElement[bool]:
     )
 
 
-def _views(
-    tx: Transaction, condition: ColumnElement[bool], chosen: Select[tuple[str]], limit: int | None
-) -> list[InstanceView]:
-    query = (
-        select(
-            instances.c.id,
-            instances.c.project_id,
-            instances.c.reservation_id,
-            TOKEN,
-            instances.c.launch_index,
-            instances.c.image_id,
-            instances.c.kernel_id,
-            instances.c.ramdisk_id,
-            images.c.root_device_name,
-            instances.c.instance_type,
-            instances.c.vcpus,
-            ZONE,
-            instances.c.key_name,
-            instances.c.state,
-            instances.c.reason_code,
-            instances.c.reason_message,
-            instances.c.transition_reason,
-            LAUNCHED_AT,
-            instances.c.attributes,
-            instances.c.created_at,
-        )
-        .select_from(_joined.outerjoin(images, images.c.id == instances.c.image_id))
-        .where(condition)
-        .order_by(instances.c.created_at, instances.c.id)
-        .limit(limit)
+_INSTANCES = (
+    select(
+        instances.c.id,
+        instances.c.project_id,
+        instances.c.reservation_id,
+        TOKEN,
+        instances.c.launch_index,
+        instances.c.image_id,
+        instances.c.kernel_id,
+        instances.c.ramdisk_id,
+        images.c.root_device_name,
+        instances.c.instance_type,
+        instances.c.vcpus,
+        ZONE,
+        instances.c.key_name,
+        instances.c.state,
+        instances.c.reason_code,
+        instances.c.reason_message,
+        instances.c.transition_reason,
+        LAUNCHED_AT,
+        instances.c.attributes,
+        instances.c.created_at,
     )
-    rows: Sequence[Any] = tx.execute(query).all()
+    .select_from(_joined.outerjoin(images, images.c.id == instances.c.image_id))
+    .order_by(instances.c.created_at, instances.c.id)
+)
+_LISTED = _INSTANCES.where(
+    instances.c.project_id == bindparam("project_id"),
+    or_(
+        instances.c.state != InstanceState.TERMINATED.value,
+        instances.c.terminated_at > bindparam("since"),
+    ),
+)
+_BY_ID = _LISTED.where(instances.c.id.in_(bindparam("ids", expanding=True)))
+_OF_RESERVATION = _LISTED.where(instances.c.reservation_id == bindparam("reservation_id"))
+
+
+def _views(
+    tx: Transaction,
+    query: Select[Any],
+    values: Mapping[str, Any],
+    chosen: Select[tuple[str]] | None,
+) -> list[InstanceView]:
+    """Return what a query finds, with what belongs to it.
+
+    :param chosen: the query for the ids, where they may be too many to list them.
+    """
+    rows: Sequence[Any] = tx.execute(query, values).all()
     if not rows:
         return []
-    few = [row[0] for row in rows] if len(rows) <= _FEW else None
-    parts, values = (_OF_FEW, {"ids": few}) if few else (_parts(chosen), {})
-    port_views = _ports(tx, parts, values)
-    disk_views = _disks(tx, parts, values)
-    found_tags = tags.of(tx, few or chosen)
+    listed = [row[0] for row in rows]
+    if len(rows) <= _FEW:
+        chosen = None
+    parts, given = (_OF_LISTED, {"ids": listed}) if chosen is None else (_parts(chosen), {})
+    port_views = _ports(tx, parts, given)
+    disk_views = _disks(tx, parts, given)
+    found_tags = tags.of(tx, listed if chosen is None else chosen)
     return [
         InstanceView(
             instance_id=row[0],
@@ -267,7 +290,7 @@ def _parts(chosen: Chosen) -> _Parts:
 _FEW = 50
 """Instances up to which their ids are listed in statements that are made once for all."""
 
-_OF_FEW = _parts(bindparam("ids", expanding=True))
+_OF_LISTED = _parts(bindparam("ids", expanding=True))
 _NETWORKS = select(networks.c.id, networks.c.body)
 
 
