@@ -67,17 +67,25 @@ class Failure:
 
 
 def run_steps(
-    steps: Sequence[Step[C]], subject: C, *, world: World, record: Record
+    steps: Sequence[Step[C]],
+    subject: C,
+    *,
+    world: World,
+    record: Record,
+    earlier: Sequence[Step[C]] = (),
 ) -> Failure | None:
     """Do all steps; on a failure undo what was done, in reverse, and return what failed.
 
-    The failed step is undone, too: how far it got is unknown.
+    The failed step is undone, too: how far it got is unknown. So are all those ``earlier`` ones
+    that a run which a crash cut off may have done.
     """
     for index, step in enumerate(steps):
         try:
             _do(step, subject, world, record)
         except Exception as error:  # noqa: BLE001 - it is what the caller reports
-            is_clean = undo_steps(steps[: index + 1], subject, world=world, record=record)
+            is_clean = undo_steps(
+                earlier or steps[: index + 1], subject, world=world, record=record
+            )
             return Failure(step=step.name, error=error, is_clean=is_clean)
     return None
 

@@ -70,6 +70,14 @@ def test_what_was_done_is_undone(failing: str, done: list[str]) -> None:
     assert outcomes(trace)[-1] == ("undo a", "undone")
 
 
+@pytest.mark.parametrize("failing", ["a", "c"])
+def test_what_an_earlier_run_may_have_done_is_undone_too(failing: str) -> None:
+    trace = Trace(failing)
+    run_steps(STEPS, trace, world=World(), record=trace.results.append, earlier=STEPS)
+    assert trace.done[-3:] == ["-d", "-c", "-a"]
+    assert trace.done.count("-c") == 1
+
+
 def test_an_undo_that_fails_does_not_keep_the_others_from_it() -> None:
     trace = Trace("d", "-c")
     failure = run_steps(STEPS, trace, world=World(), record=trace.results.append)

@@ -9,7 +9,7 @@ from appliance.compute.record import Held
 from appliance.compute.subject import Drivers, Subject
 from appliance.errors import Stale, cause_chain
 from appliance.model import TimelineEntry
-from appliance.steps import Failure, Step, StepResult, run_steps, undo_steps
+from appliance.steps import Failure, Step, StepResult, run_steps
 
 INTERIM_S = 1.0
 """Seconds after which a launch that is under way shows its timeline so far."""
@@ -59,14 +59,21 @@ class Attempt:
         if self.is_overtaken():
             raise Stale(f"A newer order for {self.held.instance_id} has come.")
 
-    def steps(self, steps: tuple[Step[Subject], ...]) -> Failure | None:
-        """Run steps, leaving off when a newer order comes; return what failed."""
-        checked = [_checked(step, self.check_wanted) for step in steps]
-        return run_steps(checked, self._subject, world=self._parts.world, record=self._record)
+    def steps(
+        self, steps: tuple[Step[Subject], ...], *, earlier: tuple[Step[Subject], ...] = ()
+    ) -> Failure | None:
+        """Run steps, leaving off when a newer order comes; return what failed.
 
-    def undo(self, steps: tuple[Step[Subject], ...]) -> bool:
-        """Undo steps that an earlier process has done; say whether every undo succeeded."""
-        return undo_steps(steps, self._subject, world=self._parts.world, record=self._record)
+        ``earlier`` are those that an attempt before this one may have done: they are undone, too.
+        """
+        checked = [_checked(step, self.check_wanted) for step in steps]
+        return run_steps(
+            checked,
+            self._subject,
+            world=self._parts.world,
+            record=self._record,
+            earlier=earlier,
+        )
 
     def note_failure(self, name: str, error: Exception) -> None:
         """Put something that failed, and is no step, on the timeline."""

@@ -19,7 +19,8 @@ class Held(Value, frozen=True, kw_only=True):
     running before the power went, and waits for the controller's word). ``is_kept`` says that the
     disk holds an owner's data: the instance has run before. ``revision`` is 0 where the hypervisor
     alone knew of it. ``sets_aside`` keeps the disk at a removal, and ``successor`` is the order
-    that waits for it.
+    that waits for it. ``binding`` is that of this epoch while it is being launched: ``None`` says
+    that nothing was done for it yet.
     """
 
     instance_id: str
@@ -79,10 +80,15 @@ def held_by(order: Order, *, before: Held | None) -> Held:
         state="working",
         seq=max(order.seq, before.seq if before and before.epoch == order.epoch else 0),
         spec=order.spec or (before.spec if before else None),
-        binding=before.binding if before else None,
+        binding=before.binding if before and _goes_on(order, before) else None,
         # The disk that it goes on with is here, even when the journal was lost.
         is_kept=before.is_kept if before else order.adopts_epoch > 0 or order.verb == "stop",
         is_forced=order.is_forced,
         sets_aside=order.sets_aside,
         request_id=order.request_id,
     )
+
+
+def _goes_on(order: Order, before: Held) -> bool:
+    """Say whether an order is about a placement that was bound, not about one that will be."""
+    return order.verb != "run" or order.epoch == before.epoch

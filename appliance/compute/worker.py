@@ -143,26 +143,27 @@ class Worker:
                     self._remove(run)
 
     def _launch(self, run: Attempt) -> None:
+        held = run.held
         try:
-            runs_already = self._drivers.runs(run.held.instance_id, run.held.epoch)
+            runs_already = self._drivers.runs(held.instance_id, held.epoch)
         except AnynodeError as error:
             self._say_why_it_waits(run, error)
             raise
-        self._waiting.discard(run.held.instance_id)
-        failure = run.steps(REJOIN if runs_already else LAUNCH)
+        self._waiting.discard(held.instance_id)
+        # What was reported to run is not given up because the node cannot look after it now.
+        is_kept_running = runs_already and held.was_reported
+        was_begun = runs_already or held.binding is not None
+        failure = run.steps(
+            REJOIN if runs_already else LAUNCH,
+            earlier=LAUNCH if was_begun and not is_kept_running else (),
+        )
         if failure is None:
             self._settle(run, "running", is_kept=True)
         elif run.is_overtaken():
-            log.info("launch of %s was overtaken", run.held.instance_id)
-        elif self._parts.work.is_stopping or (runs_already and run.held.was_reported):
-            # What runs is not given up because the node cannot look after it now, and a launch
-            # that the end of the program cut off is taken up at its next start.
-            log.warning("launch of %s waits: %s", run.held.instance_id, failure.sentence)
-        elif runs_already:
-            # Nobody has heard that it runs: a crash came before its report, or before its undo.
-            is_clean = run.undo(LAUNCH)
-            undone = Failure(step=failure.step, error=failure.error, is_clean=is_clean)
-            self._launch_failed(run, undone)
+            log.info("launch of %s was overtaken", held.instance_id)
+        elif is_kept_running or self._parts.work.is_stopping:
+            # A launch that the end of the program cut off is taken up at its next start.
+            log.warning("launch of %s waits: %s", held.instance_id, failure.sentence)
         else:
             self._launch_failed(run, failure)
 

@@ -53,6 +53,23 @@ def test_terminated_in_the_middle(chain: Chain, point: str) -> None:
     assert_gone(chain)
 
 
+@pytest.mark.faults("terminate: in a launch, then killed, in memory", quick=True)
+@pytest.mark.parametrize("step", [step.name for step in LAUNCH])
+def test_terminated_in_the_middle_and_killed(chain: Chain, step: str) -> None:
+    def end() -> None:
+        chain.terminate(only_id(chain))
+        chain.faults.kill()
+
+    chain.faults.at(f"step.{step}.after", end, nth=1)
+    (instance_id,) = chain.run_instances()
+    chain.bury()
+    chain.start()
+    (instance,) = chain.wait_for("terminated", instance_id)
+    assert instance.reason
+    assert instance.reason.code == "Client.UserInitiatedShutdown"
+    assert_gone(chain)
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_stopped_and_started_by_an_operator_in_the_middle(chain: Chain, point: str) -> None:
     is_there, may_go_on = threading.Event(), threading.Event()

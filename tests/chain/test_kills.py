@@ -105,11 +105,17 @@ class Life:
         wait_until(lambda: not chain.directory(instance_id).exists(), "its files are gone")
         if chain.faults.is_dead.is_set():
             self.revive()
-        chain.assert_clean()
-        assert chain.machine.compute.compute_list() == []
-        assert chain.machine.network.network_list().ports == ()
-        assert chain.machine.firewall.firewall_state().taps == ()
-        assert chain.quota_used() == {"instances": 0, "vcpus": 0, "memory_mib": 0}
+        assert_nothing_left(chain)
+
+
+def assert_nothing_left(chain: Chain) -> None:
+    """See that there is no instance, and nothing of one."""
+    chain.assert_clean()
+    assert chain.machine.compute.compute_list() == []
+    assert chain.machine.network.network_list().ports == ()
+    assert chain.machine.firewall.firewall_state().taps == ()
+    assert list((chain.config.state_dir / "instances").iterdir()) == []
+    assert chain.quota_used() == {"instances": 0, "vcpus": 0, "memory_mib": 0}
 
 
 def test_every_point_is_named_here(chain: Chain) -> None:
@@ -173,12 +179,22 @@ def test_killed_in_an_undo_and_in_the_next(chain: Chain, point: str) -> None:
     (instance,) = chain.wait_for("terminated", instance_id)
     assert instance.reason
     assert instance.reason.message.startswith("Step start failed")
-    chain.assert_clean()
-    assert chain.machine.compute.compute_list() == []
-    assert chain.machine.network.network_list().ports == ()
-    assert chain.machine.firewall.firewall_state().taps == ()
-    assert list((chain.config.state_dir / "instances").iterdir()) == []
-    assert chain.quota_used() == {"instances": 0, "vcpus": 0, "memory_mib": 0}
+    assert_nothing_left(chain)
+
+
+@pytest.mark.parametrize("step", [step.name for step in LAUNCH])
+def test_a_launch_that_was_cut_off_and_fails_earlier_leaves_nothing(
+    chain: Chain, step: str
+) -> None:
+    chain.faults.kill_at(f"step.{step}.after")
+    (instance_id,) = chain.run_instances()
+    chain.bury()
+    chain.faults.fail_at("step.bind.before")
+    chain.start()
+    (instance,) = chain.wait_for("terminated", instance_id)
+    assert instance.reason
+    assert instance.reason.message.startswith("Step bind failed")
+    assert_nothing_left(chain)
 
 
 def test_a_start_that_a_crash_left_running_fails_as_any_other(chain: Chain) -> None:

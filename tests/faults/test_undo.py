@@ -75,6 +75,16 @@ def test_killed_in_the_undo_of_the_step_that_failed(make_life: MakeLife, point: 
     assert life.deaths == 1
 
 
+@pytest.mark.faults("undo: fails earlier than it was killed")
+@pytest.mark.parametrize("point", points_of(LAUNCH))
+def test_killed_and_then_fails_at_the_first_step(make_life: MakeLife, point: str) -> None:
+    first = points_of(LAUNCH)[0]
+    life = make_life({CRASH_AT: point}, {FAIL_AT: first})
+    life.be_born()
+    assert_failed(life, first)
+    assert life.deaths == 1
+
+
 @pytest.mark.faults("undo: fails, its removal is killed")
 @pytest.mark.parametrize("point", points_of(REMOVAL))
 def test_killed_in_the_removal_after_an_undo_that_failed(make_life: MakeLife, point: str) -> None:
