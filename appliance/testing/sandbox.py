@@ -39,6 +39,7 @@ class Sandbox:
     :param transition_s: seconds that each change of an instance's power takes.
     :param types_file: TOML file of instance types.
     :param port: TCP port; 0 for one that is free.
+    :param state: folder that keeps everything for the next time; ``None`` for one that goes.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Sandbox:
         transition_s: float = 0.0,
         types_file: Path | None = None,
         port: int = 0,
+        state: Path | None = None,
     ) -> None:
         self._options = [
             *("--region", region, "--zones", zones, "--account", account),
             *("--transition", str(transition_s), "--port", str(port)),
             *(("--nodes", str(nodes)) if nodes is not None else ()),
             *(("--types", str(types_file)) if types_file else ()),
+            *(("--state", str(state)) if state else ()),
         ]
         self._folder: Path | None = None
         self._process: NodeProcess | None = None
