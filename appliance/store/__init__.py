@@ -45,6 +45,7 @@ PATIENCE_S = 15.0
 BUSY_S = 5.0
 """Seconds for which one statement waits for whoever holds a SQLite database."""
 
+_READONLY_ATTEMPTS = 4
 _RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
 _RETRIED_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED_SQLITE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -194,11 +195,12 @@ class Store:
             except PoolTimeoutError as error:
                 raise Unavailable("All connections to the store are in use.", hint=_HINT) from error
             except DBAPIError as error:
-                if number == 1 and _is_readonly(error):
+                if number <= _READONLY_ATTEMPTS and _is_readonly(error):
                     # Connections that were opened while the disk was not well share what they could
                     # only read: once all are closed a fresh one tells whether it is well now.
                     _let_go(error)
                     self._engine.dispose()
+                    clock.sleep(self._world.random.uniform(0, 0.05 * number))
                     continue
                 if not _is_retried(error):
                     if _is_of_the_store(error):

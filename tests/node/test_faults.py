@@ -119,6 +119,39 @@ def test_while_the_node_is_dead_a_new_tap_carries_nothing(one: Instance, place: 
     place.verify()
 
 
+@pytest.mark.faults("services: libvirtd")
+def test_a_libvirtd_that_hangs_goes_unnoticed(pinged: Instance, cloud: Cloud, place: Place) -> None:
+    process = place.qemu_pid(pinged.instance_id)
+    (group,) = pinged.describe()["SecurityGroups"]
+    watch = watch_pings(place, pinged.address)
+    hung = place.find_processes("libvirtd")
+    for pid in hung:
+        place.rig.run(["kill", "-STOP", str(pid)])
+    try:
+        waiting = cloud.launch(SecurityGroupIds=[group["GroupId"]])
+        wait_for(lambda: "libvirtd" in causes_of(place, waiting), 90, "its timeline to say why")
+        assert waiting.state == "pending"
+        assert pinged.state == "running"
+    finally:
+        for pid in hung:
+            place.rig.run(["kill", "-CONT", str(pid)])
+    waiting.wait_state("running", STATE_S)
+    waiting.terminate()
+    sent, missing = lost(watch, place)
+    assert sent > 10
+    assert missing <= 1
+    assert place.qemu_pid(pinged.instance_id) == process
+    assert pinged.shell("echo alive") == "alive\n"
+    place.verify()
+
+
+def causes_of(place: Place, instance: Instance) -> str:
+    """Return why steps of an instance failed so far."""
+    entries = place.cli_json("trace", instance.instance_id)
+    return " ".join(cause for entry in entries for cause in entry["causes"])
+
+
+@pytest.mark.faults("services: libvirtd", quick=True)
 def test_the_death_of_libvirtd_goes_unnoticed(pinged: Instance, cloud: Cloud, place: Place) -> None:
     process = place.qemu_pid(pinged.instance_id)
     watch = watch_pings(place, pinged.address)
@@ -139,13 +172,28 @@ def test_the_death_of_libvirtd_goes_unnoticed(pinged: Instance, cloud: Cloud, pl
     place.verify()
 
 
+@pytest.mark.faults("services: dnsmasq", quick=True)
 def test_services_and_rules_that_somebody_ended_come_back(
     one: Instance, other: Instance, place: Place
 ) -> None:
+    leases = [
+        "find",
+        "/run",
+        str(place.run_dir),
+        "-path",
+        "*/leases/eni-*",
+        "-exec",
+        "cat",
+        "{}",
+        "+",
+    ]
+    told = sorted(place.rig.run(leases, is_checked=False).splitlines())
+    assert any(one.address in line for line in told)
     place.end_processes("dnsmasq")
     for family in ("inet", "bridge"):
         place.rig.run(["nft", "delete", "table", family, "anynode"])
     wait_for(lambda: place.find_processes("dnsmasq"), 60, "dnsmasq to be back")
+    assert sorted(place.rig.run(leases, is_checked=False).splitlines()) == told
     wait_for(lambda: other.tap in place.rules(), 60, "rules to be back")
     name = one.describe()["PrivateDnsName"]
     wait_for(lambda: one.address in one.shell(f"nslookup {name}"), 10, "names to resolve")

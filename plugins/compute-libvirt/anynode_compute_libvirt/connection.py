@@ -1,7 +1,10 @@
-"""One connection to libvirtd: opened when needed, opened again when lost, never waited on for ever.
+"""Connections to libvirtd: opened when needed, opened again when lost, never waited on for ever.
 
 libvirt's calls have no deadline of their own, so each runs on a thread of its own that the caller
 waits for so long and no longer. Keep-alive messages end the calls that a dead daemon left behind.
+
+No connection carries two calls at once. libvirt 9's client takes the whole process down, or waits
+for ever, when one with several calls under way is closed for want of keep-alive answers.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOST_CALLS = 64
+_KEPT_CONNECTIONS = 8
 _KEEPALIVE_S = 5
 _KEEPALIVE_COUNT = 3
 
@@ -48,9 +52,10 @@ def translated(error: libvirt.libvirtError, attempt: str) -> AnynodeError:
 class Connection:
     """Calls to one libvirtd, from any thread.
 
-    ``on_open`` runs with each fresh connection before anything else does; ``on_event`` is given
-    domain, event and detail of each life-cycle event, on libvirt's event thread. ``revive`` is
-    called when libvirtd cannot be reached, and may start it.
+    One connection is for events alone, and each call has another one to itself. ``on_open`` runs
+    with each fresh connection for events before anything else does; ``on_event`` is given domain,
+    event and detail of each life-cycle event, on libvirt's event thread. ``revive`` is called when
+    libvirtd cannot be reached, and may start it.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Connection:
         self._on_event = on_event
         self._open_lock = threading.Lock()
         self._live: Any = None
+        self._idle: list[Any] = []
+        self._idle_lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MOST_CALLS)
 
     @property
@@ -116,23 +123,43 @@ class Connection:
             self._slots.release()
 
     def _attempt(self, attempt: str, work: Callable[[Any], T]) -> T:
-        live = self._opened()
-        try:
-            return work(live)
-        except libvirt.libvirtError as error:
-            if _is_alive(live):
-                raise translated(error, attempt) from error
+        for is_last in (False, True):
+            self._opened()
+            live = None
+            try:
+                live = self._take()
+                return self._use(live, work)
+            except libvirt.libvirtError as error:
+                if live is not None and _is_alive(live):
+                    raise translated(error, attempt) from error
+                if is_last:
+                    raise Unavailable(
+                        f"Could not {attempt}: libvirtd went away: {error.get_error_message()}.",
+                        hint=self._hint,
+                    ) from error
             log.info("the connection to libvirtd broke; once more with a new one")
-        live = self._opened()
+        raise AssertionError("unreachable")
+
+    def _take(self) -> Any:
+        """Return a connection that nobody else uses."""
+        with self._idle_lock:
+            while self._idle:
+                live = self._idle.pop()
+                if _is_alive(live):
+                    return live
+        live = libvirt.open(self.uri)
+        _keep_alive(live)
+        return live
+
+    def _use(self, live: Any, work: Callable[[Any], T]) -> T:
+        """Work with a connection and keep it for the next call, if there are not enough."""
         try:
             return work(live)
-        except libvirt.libvirtError as error:
+        finally:
             if _is_alive(live):
-                raise translated(error, attempt) from error
-            raise Unavailable(
-                f"Could not {attempt}: libvirtd went away: {error.get_error_message()}.",
-                hint=self._hint,
-            ) from error
+                with self._idle_lock:
+                    if len(self._idle) < _KEPT_CONNECTIONS:
+                        self._idle.append(live)
 
     def _opened(self) -> Any:
         with self._open_lock:
