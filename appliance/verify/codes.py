@@ -210,6 +210,11 @@ UNREAD = _error(
     "Something could not be looked at, so that nothing is known of it.",
     "The message says why.",
 )
+HIDDEN = _warning(
+    "N1.HIDDEN",
+    "A fake keeps what it has in the memory of the node's process: only its records were checked.",
+    "A sandbox with `--state` keeps it in a folder, where it is looked at, too.",
+)
 NOT_RUNNING = _warning(
     "N1.NOT_RUNNING", "The node's process does not run; its instances may.", "`anynode run`."
 )

@@ -33,6 +33,9 @@ def look(config: Config, facts: Facts) -> Iterator[Finding]:
     """Yield what is wrong around the node."""
     for what, why in facts.unread.items():
         yield codes.UNREAD.found(what, f"Could not look at {what}: {why}")
+    for what in facts.hidden:
+        text = f"What {what} has is in the memory of the node's process, and was not looked at."
+        yield codes.HIDDEN.found(what, text)
     yield from _node(config, facts)
     yield from _firewall(config, facts)
     yield from _machine(config, facts)

@@ -31,7 +31,10 @@ D = TypeVar("D", bound=Driver)
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that is known. What could not be read is ``None`` or missing, and in ``unread``."""
+    """All that is known. What could not be read is ``None`` or missing, and in ``unread``.
+
+    ``hidden`` names the fakes that keep what they have in the memory of the node's process.
+    """
 
     now: float
     node_id: str
@@ -48,6 +51,7 @@ class Facts:
     partial_files: tuple[Path, ...] = ()
     image_files: tuple[StoredFile, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
 
 def gather(config: Config) -> Facts:
@@ -69,14 +73,22 @@ def gather(config: Config) -> Facts:
             return otherwise
 
     drivers = Drivers(config)
-    hypervisor = read("the hypervisor", drivers.instances, None)
+    instances = read(
+        "the hypervisor",
+        lambda: drivers.look(Compute, config.compute.driver, lambda made: made.list()),
+        None,
+    )
     states = {
         name: state
         for name in used_names(config, Network.group)
         for state in [read(f"network type {name}", _state_of(drivers, name), None)]
         if state is not None
     }
-    firewall = read("the firewall", lambda: drivers.firewall().state(), None)
+    firewall = read(
+        "the firewall",
+        lambda: drivers.look(Firewall, config.firewall.driver, lambda made: made.state()),
+        None,
+    )
     nothing: dict[str, dict[str, bytes]] = {}
     compute = read(
         "the compute journal", lambda: read_journal(config.state_dir / "compute.sqlite"), nothing
@@ -92,20 +104,21 @@ def gather(config: Config) -> Facts:
         owed=_decoded(compute.get(REPORT), OwedReport),
         ports=_decoded(datapath.get(PORT), PortRecord),
         networks=_decoded(datapath.get(NETWORK), NetworkRecord),
-        hypervisor=hypervisor,
+        hypervisor=None if instances is None else {fact.instance_id: fact for fact in instances},
         network_states=states,
         firewall=firewall,
         directories=frozenset(path.name for path in directories),
         partial_files=tuple(file for path in directories for file in path.glob(".*.partial")),
         image_files=read("the image store", lambda: _image_files(config), ()),
         unread=unread,
+        hidden=tuple(drivers.hidden),
         store=read_store(config, store_facts.read),
         now=time.time(),
     )
 
 
 def _state_of(drivers: Drivers, name: str) -> Callable[[], NetworkState | None]:
-    return lambda: drivers.network(name).list()
+    return lambda: drivers.look(Network, name, lambda made: made.list())
 
 
 def read_store(config: Config, work: Callable[..., T]) -> T:
@@ -133,14 +146,22 @@ def open_store(config: Config) -> Store:
 
 def is_running(config: Config) -> bool:
     """Say whether a node's process holds these folders; asks the kernel, not the lock itself."""
+    return _holder(config) is not None
+
+
+def _holder(config: Config) -> int | None:
+    """Return the process that holds these folders; 0 for one of another container."""
     try:
         status = (config.run_dir / "node.lock").stat()
     except FileNotFoundError:
-        return False
+        return None
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     wanted = f"{device}:{status.st_ino}"
-    lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    return any(wanted in line.split() and "->" not in line for line in lines)
+    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        words = line.split()
+        if wanted in words and "->" not in line:
+            return int(words[4])
+    return None
 
 
 def _node_id(config: Config) -> str:
@@ -171,6 +192,7 @@ class Drivers:
     """The plugins of a node, made so that they only look."""
 
     def __init__(self, config: Config) -> None:
+        self.hidden: list[str] = []
         self._config = config
         self._loader = quiet_loader_of(config)
 
@@ -178,13 +200,22 @@ class Drivers:
         """Make one plugin."""
         return driver(name, self._loader.create(driver.group, name))
 
+    def look(self, driver: type[D], name: str, ask: Callable[[D], T]) -> T | None:
+        """Return what a plugin has.
+
+        ``None`` when it is a fake whose ``is_in_memory`` says that only the node's process can see
+        it; it is then one of ``hidden``.
+        """
+        plugin = self._loader.create(driver.group, name)
+        is_hidden = getattr(plugin, "is_in_memory", False)
+        if is_hidden and _holder(self._config) not in (None, os.getpid()):
+            self.hidden.append(f"{driver.group.removeprefix('appliance.')} {name}")
+            return None
+        return ask(driver(name, plugin))
+
     def compute(self) -> Compute:
         """Return the hypervisor."""
         return self.make(Compute, self._config.compute.driver)
-
-    def instances(self) -> Mapping[str, InstanceFact] | None:
-        """Return what the hypervisor has of ours."""
-        return {fact.instance_id: fact for fact in self.compute().list()}
 
     def network(self, name: str) -> Network:
         """Return the driver of a network type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -211,6 +212,15 @@ class TestInstances:
         wait_for(ec2, "stopped", instance_id)
         ec2.terminate_instances(InstanceIds=[instance_id])
         wait_for(ec2, "terminated", instance_id)
+
+    def test_verify_looks_at_what_is_to_be_seen(self, run: Run, ec2: Any) -> None:
+        """The fakes' memory is the sandbox's own: what cannot be seen is not called missing."""
+        [one] = launch(ec2, run)
+        wait_for(ec2, "running", one["InstanceId"])
+        shown = invoke("--config", run.variables["ANYNODE_SANDBOX"], "verify", "--json")
+        assert shown.exit_code == 0, shown.output
+        found = {each["code"] for each in json.loads(shown.output)["findings"]}
+        assert found - {"N3.DISK_FULL"} == {"N1.HIDDEN"}, shown.output
 
     def test_each_zone_has_a_default_subnet(self, run: Run, ec2: Any) -> None:
         homes = {}

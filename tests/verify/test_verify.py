@@ -306,6 +306,7 @@ ELSEWHERE = {
     "I5.MOUNT_ORPHAN": "needs a mount",
     "I6.REPORT_UNCONFIRMED": "a report of a node that runs: below",
     "N1.NOT_RUNNING": "every test here",
+    "N1.HIDDEN": "cli/test_sandbox.py",
     "N1.SILENT": "a node that hangs",
     "N2.NO_FIREWALL": "a setting",
     "N2.FIREWALL_WARNS": "the plugin's own words",

@@ -68,6 +68,11 @@ class FakeCompute:
                 record_path.read_bytes(), type=dict[str, FakeInstance]
             )
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no other process can see the instances."""
+        return self._record_path is None
+
     @hookimpl
     def compute_define(self, definition: InstanceDefinition) -> None:
         with self._changed:

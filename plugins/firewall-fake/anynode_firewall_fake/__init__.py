@@ -54,6 +54,11 @@ class FakeFirewall:
         if path and path.exists():
             self._rules = msgspec.json.decode(path.read_bytes(), type=FakeRules)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no other process can see the rules."""
+        return self._path is None
+
     @hookimpl
     def firewall_guard(self) -> None:
         """Note that the guard is wanted."""

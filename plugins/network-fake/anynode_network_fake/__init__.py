@@ -52,6 +52,11 @@ class FakeNetwork:
         if path and path.exists():
             self.node = msgspec.json.decode(path.read_bytes(), type=FakeNode)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no other process can see the networks and ports."""
+        return self._path is None
+
     @hookimpl
     def network_prepare(self, network: NetworkSpec) -> None:
         """Remember a network."""
