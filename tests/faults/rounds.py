@@ -13,9 +13,9 @@ T = TypeVar("T")
 ROUNDS = 20
 
 
-def rounds(group: str, count: int = ROUNDS) -> pytest.MarkDecorator:
+def rounds(group: str, count: int = ROUNDS, *, is_quick: bool = True) -> pytest.MarkDecorator:
     """Let a test run so often in the matrix, and its first round in ``make test``."""
-    first = pytest.param(1, marks=pytest.mark.faults(group, quick=True))
+    first = pytest.param(1, marks=pytest.mark.faults(group, quick=is_quick))
     rest = [pytest.param(number, marks=pytest.mark.faults(group)) for number in range(2, count + 1)]
     return pytest.mark.parametrize("number", [first, *rest])
 

@@ -96,7 +96,7 @@ def test_the_same_client_token_from_twenty_threads(
     node.assert_clean()
 
 
-@rounds("races: places", 10)
+@rounds("races: places", 10, is_quick=False)
 def test_a_hundred_launches_for_sixty_places(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
     node = open_node(capacity={"memory_mib": 60 * 512}, compute={"reserved_memory_mib": 0})
     launches = answers(at_once([partial(node.launch)] * 25 + [partial(node.launch, 5)] * 15))
