@@ -58,6 +58,10 @@ class PolicyIndex:
             self._members[group_id] = frozenset(map(parse_address, group.members if group else ()))
         return self._members[group_id]
 
+    def is_member(self, group_id: str, address: IPAddress) -> bool:
+        """Say whether an address is that of a member of a group."""
+        return address in self.members(group_id)
+
     def allowing_rule(
         self, port: FirewallPort, direction: Direction, peer: IPAddress, service: int
     ) -> tuple[str, str] | None:
@@ -68,7 +72,7 @@ class PolicyIndex:
                 if match.family != peer.version or not low <= service <= high:
                     continue
                 if match.cidr is None:
-                    is_peer = peer in self.members(match.source_group_id)
+                    is_peer = self.is_member(match.source_group_id, peer)
                 else:
                     is_peer = peer in match.cidr
                 if is_peer:

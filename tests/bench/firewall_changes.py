@@ -6,15 +6,18 @@ import statistics
 import time
 
 import msgspec
+from anynode_firewall_nftables.netfilter import Netfilter
 
 from appliance.firewall.policy import apply_delta
 from appliance.model import MemberChange, NetworkPolicy, PolicyDelta
 from appliance.testing.firewall import allow
 from appliance.testing.firewall_lab import FirewallLab
 from tests.bench.figure import Figures, ms
-from tests.bench.firewall_lab import lab, policy_of, port_number
+from tests.bench.firewall_lab import lab, open_flows, policy_of, port_number
 
 _ROUNDS = 9
+_FLOWS = 100
+"""Flows of UDP that are tracked meanwhile; those whose rules go are looked for among them."""
 
 
 def measure(is_quick: bool) -> Figures:
@@ -30,9 +33,11 @@ def measure(is_quick: bool) -> Figures:
 def _at(size: int, word: str, target: float, rounds: int) -> Figures:
     with lab() as bench:
         policy = policy_of(size)
+        bench.add_network(policy.network)
         bench.firewall.guard()
         whole = _spent(lambda: bench.firewall.sync(policy))
         bench.firewall.state()
+        open_flows(bench, policy, _FLOWS)
         spent: dict[str, list[float]] = {}
         for number in range(rounds):
             for what, delta in _deltas(policy, size + 2 + number):
@@ -42,12 +47,14 @@ def _at(size: int, word: str, target: float, rounds: int) -> Figures:
                 spent.setdefault(what, []).append(_update(bench, delta))
                 policy = apply_delta(policy, delta)
         reading = statistics.median(_spent(bench.firewall.state) for _ in range(rounds))
+        listing = statistics.median(_spent(lambda: _list_flows(bench)) for _ in range(rounds))
     return {
         **{
             f"firewall, {what} at {word}: CPU": ms(statistics.median(times), target)
             for what, times in spent.items()
         },
         f"firewall, read back at {word}: CPU": ms(reading),
+        f"firewall, flows listed for less at {word}: CPU": ms(listing),
         f"firewall, everything anew at {word}: CPU": ms(whole),
     }
 
@@ -71,6 +78,11 @@ def _deltas(policy: NetworkPolicy, number: int) -> list[tuple[str, PolicyDelta]]
         ("one instance more", delta(ports=(port,), member_changes=joined)),
         ("one instance less", delta(removed_port_ids=(port.port_id,), member_changes=left)),
     ]
+
+
+def _list_flows(bench: FirewallLab) -> None:
+    """Ask the kernel for its tracked flows, as a change does that allows less."""
+    bench.namespace.call(lambda: list(Netfilter().flows()))
 
 
 def _update(bench: FirewallLab, delta: PolicyDelta) -> float:

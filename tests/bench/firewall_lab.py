@@ -9,9 +9,11 @@ from pathlib import Path
 
 from anynode_firewall_nftables.driver import NftablesFirewall
 
+from appliance.firewall import Packet
 from appliance.model import FirewallPort, NetworkPolicy, tap_name
 from appliance.testing.firewall import allow, make_group, make_network
 from appliance.testing.firewall_lab import FirewallLab
+from appliance.testing.frames import encode
 
 
 @contextmanager
@@ -49,3 +51,24 @@ def policy_of(size: int, revision: int = 1, *, extra_rules: int = 0) -> NetworkP
         make_group(f"sg-{i}", [allow(17, 100 + i, 200 + i, peer="192.0.2.0/24")]) for i in range(20)
     ]
     return NetworkPolicy(network=network, revision=revision, ports=ports, groups=tuple(groups))
+
+
+def open_flows(bench: FirewallLab, policy: NetworkPolicy, count: int) -> None:
+    """Let the first instance open flows of UDP to the second one, whose rules allow them."""
+    a, b = policy.ports[:2]
+    bench.add_ports(policy.network, [a, b])
+    for number in range(count):
+        there = Packet(
+            source=a.tap,
+            destination=b.tap,
+            ether_src=a.mac,
+            ether_dst=b.mac,
+            ip_src=a.addresses[0],
+            ip_dst=b.addresses[0],
+            protocol=17,
+            source_port=10_000 + number,
+            destination_port=6000,
+        )
+        bench.send(a.tap, encode(there, bytes(64))[0])
+    passed = len(bench.received(b.tap))
+    assert passed == count, f"{passed} of {count} flows were opened"

@@ -88,6 +88,19 @@ def _owners(
     return [port for port in ports if not texts.isdisjoint(map(canonical_address, port.addresses))]
 
 
+class _Index(PolicyIndex):
+    """Finds members in the sets that are in force: a large group is not parsed for a few flows."""
+
+    def __init__(self, state: InForce) -> None:
+        super().__init__(state.policy())
+        self._state = state
+
+    def is_member(self, group_id: str, address: IPAddress) -> bool:
+        """Say whether an address is that of a member of a group."""
+        text = str(address)
+        return any(text in keys for keys in self._state.member_sets(group_id).values())
+
+
 class FlowJudge:
     """Says of tracked flows whether a network's policy lets them go on."""
 
@@ -100,7 +113,7 @@ class FlowJudge:
     ) -> None:
         """Look up what is needed to judge these flows: they are few, and ports may be many."""
         seen = {address for flow in flows for address in (flow.source, flow.destination)}
-        self._index = PolicyIndex(state.policy())
+        self._index = _Index(state)
         self._zone = state.zone
         self._lost = lost
         self._judged = {
