@@ -139,19 +139,15 @@ def without_progress(tx: Transaction, since: float) -> list[Instance]:
         InstanceState.STOPPING.value,
         InstanceState.SHUTTING_DOWN.value,
     ]
-    query = (
-        select(instances)
-        .where(
-            or_(
-                instances.c.state.in_(transitional),
-                and_(
-                    instances.c.state == InstanceState.RUNNING.value,
-                    instances.c.desired != Desired.RUNNING.value,
-                ),
+    query = select(instances).where(
+        or_(
+            instances.c.state.in_(transitional),
+            and_(
+                instances.c.state == InstanceState.RUNNING.value,
+                instances.c.desired != Desired.RUNNING.value,
             ),
-            or_(instances.c.progress_at < since, instances.c.progress_at > 2 * tx.now - since),
-        )
-        .limit(500)
+        ),
+        or_(instances.c.progress_at < since, instances.c.progress_at > 2 * tx.now - since),
     )
     return [_instance(row) for row in tx.execute(query)]
 

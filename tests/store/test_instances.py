@@ -29,3 +29,16 @@ def test_who_shows_no_progress(site: Site, ahead_s: float, *, is_stuck: bool) ->
     instance_id = site.store.transaction(launch)
     found = site.store.read(lambda tx: instance_rows.without_progress(tx, time.time() - PATIENCE_S))
     assert [one.instance_id for one in found] == [instance_id] * is_stuck
+
+
+def test_many_that_hang_hide_nobody(site: Site) -> None:
+    """What a dead node holds may hang for ever; the sweep still comes to all others."""
+
+    def launch(tx: Transaction) -> set[str]:
+        ids = set(site.launch(tx, 600))
+        tx.execute(instances.update().values(progress_at=tx.now - 2 * PATIENCE_S))
+        return ids
+
+    ids = site.store.transaction(launch)
+    found = site.store.read(lambda tx: instance_rows.without_progress(tx, time.time() - PATIENCE_S))
+    assert {one.instance_id for one in found} == ids
