@@ -7,7 +7,7 @@ from typing import Any
 from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.actions.instances import check_all_exist
 from appliance.api.ec2.call import Call
-from appliance.api.ec2.paging import check_ids, filters_of, next_token, place_of
+from appliance.api.ec2.paging import check_ids, filters_of, page_of, place_of
 from appliance.store import Transaction, credit_specifications
 from appliance.store.credit_specifications import FILTERS, CreditView
 
@@ -30,11 +30,7 @@ def describe_instance_credit_specifications(call: Call, params: dict[str, Any]) 
             limit=None if size is None else size + 1,
         )
 
-    found = call.read(read)
-    reply: dict[str, Any] = {}
-    if size is not None and len(found) > size:
-        found = found[:size]
-        reply["NextToken"] = next_token(found[-1].created_at, found[-1].instance_id)
+    found, reply = page_of(call.read(read), size, lambda view: (view.created_at, view.instance_id))
     reply["InstanceCreditSpecifications"] = [
         {"InstanceId": view.instance_id, "CpuCredits": view.cpu_credits} for view in found
     ]

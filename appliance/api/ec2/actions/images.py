@@ -11,7 +11,7 @@ from typing import Any
 from appliance.api.ec2 import errors
 from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.call import Call
-from appliance.api.ec2.paging import filters_of, next_token, place_of, tag_set
+from appliance.api.ec2.paging import filters_of, page_of, place_of, tag_set
 from appliance.store import Transaction, image_filters, images
 from appliance.store.filters import TAGS
 from appliance.store.images import MACHINE, Image
@@ -63,11 +63,8 @@ def describe_images(call: Call, params: dict[str, Any]) -> dict[str, Any]:
         )
         return found, images.tags_of(tx, call.project_id, found)
 
-    found, found_tags = call.read(read)
-    reply: dict[str, Any] = {}
-    if size is not None and len(found) > size:
-        found = found[:size]
-        reply["NextToken"] = next_token(found[-1].created_at, found[-1].image_id)
+    images_found, found_tags = call.read(read)
+    found, reply = page_of(images_found, size, lambda image: (image.created_at, image.image_id))
     reply["Images"] = [
         _description(image, operator_id, found_tags.get(image.image_id, ())) for image in found
     ]

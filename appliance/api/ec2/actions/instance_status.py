@@ -9,7 +9,7 @@ from appliance.api.ec2 import errors
 from appliance.api.ec2.action import Page, action
 from appliance.api.ec2.actions.instances import check_all_exist
 from appliance.api.ec2.call import Call
-from appliance.api.ec2.paging import check_ids, filters_of, moment, next_token, place_of
+from appliance.api.ec2.paging import check_ids, filters_of, moment, page_of, place_of
 from appliance.api.ec2.protocol.serializer import Constant
 from appliance.store import Transaction, instance_status
 from appliance.store.filters import TAGS
@@ -48,11 +48,7 @@ def describe_instance_status(call: Call, params: dict[str, Any]) -> dict[str, An
             limit=None if size is None else size + 1,
         )
 
-    found = call.read(read)
-    reply: dict[str, Any] = {}
-    if size is not None and len(found) > size:
-        found = found[:size]
-        reply["NextToken"] = next_token(found[-1].created_at, found[-1].instance_id)
+    found, reply = page_of(call.read(read), size, lambda view: (view.created_at, view.instance_id))
     reply["InstanceStatuses"] = [_entry(view, call.parts.zone) for view in found]
     return reply
 

@@ -14,7 +14,7 @@ from appliance.api.ec2.paging import (
     check_ids,
     filters_of,
     moment,
-    next_token,
+    page_of,
     place_of,
     tag_set,
 )
@@ -24,6 +24,7 @@ from appliance.store import Transaction, describe
 from appliance.store.describe import DiskView, InstanceView, PortView
 from appliance.store.filters import TAGS
 from appliance.store.instance_filters import FILTERS, MONITORED, STATE_CODES
+from appliance.store.interfaces import attachment_id
 
 _STATES = {name: Constant({"Code": code, "Name": str(name)}) for name, code in STATE_CODES.items()}
 _MONITORING = {
@@ -63,11 +64,7 @@ def describe_instances(call: Call, params: dict[str, Any]) -> dict[str, Any]:
             limit=None if size is None else size + 1,
         )
 
-    found = call.read(read)
-    reply: dict[str, Any] = {}
-    if size is not None and len(found) > size:
-        found = found[:size]
-        reply["NextToken"] = next_token(found[-1].created_at, found[-1].instance_id)
+    found, reply = page_of(call.read(read), size, lambda view: (view.created_at, view.instance_id))
     reply["Reservations"] = reservations(found, call.parts.zone)
     return reply
 
@@ -251,7 +248,7 @@ def _interface(port: PortView, owner_id: str, attached_at: datetime) -> dict[str
         "Ipv6Addresses": [],
         "Groups": groups_of(port),
         "Attachment": {
-            "AttachmentId": f"eni-attach-{port.port_id.removeprefix('eni-')}",
+            "AttachmentId": attachment_id(port.port_id),
             "DeviceIndex": port.device_index,
             "NetworkCardIndex": 0,
             "Status": "attached",

@@ -12,7 +12,7 @@ from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import (
     check_ids,
     filters_of,
-    next_token,
+    page_of,
     place_of,
     tag_set,
 )
@@ -82,11 +82,8 @@ def describe_security_groups(call: Call, params: dict[str, Any]) -> dict[str, An
         group_ids = [group.group_id for group in found]
         return found, groups.rules_of(tx, group_ids), tags.of(tx, group_ids)
 
-    found, rules, found_tags = call.read(read)
-    reply: dict[str, Any] = {}
-    if size is not None and len(found) > size:
-        found = found[:size]
-        reply["NextToken"] = next_token(found[-1].name, found[-1].group_id)
+    groups_found, rules, found_tags = call.read(read)
+    found, reply = page_of(groups_found, size, lambda group: (group.name, group.group_id))
     reply["SecurityGroups"] = [
         _description(
             call,
