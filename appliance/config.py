@@ -6,6 +6,7 @@ The table drives the reading of ``anynode.toml``, ``anynode config`` and the ref
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,14 @@ from msgspec import Meta, Struct
 from appliance.errors import ConfigError
 
 CONFIG_NAME = "anynode.toml"
+
+_PASSWORD = re.compile(r"^((?:[^:/@]*://)?[^:/@]*):.*@", re.DOTALL)
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*)=[^&]*", re.IGNORECASE)
+
+
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown, whatever is wrong with it."""
+    return _SECRET_PARAMETER.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", url))
 
 
 def _meaning(text: str, **limits: Any) -> Meta:

@@ -16,7 +16,7 @@ from typing import IO
 
 from appliance.bus import Bus
 from appliance.bus.local import LocalBus
-from appliance.config import Config
+from appliance.config import Config, without_password
 from appliance.errors import AnynodeError, ConfigError
 from appliance.files import write_whole
 from appliance.hooks import Observers, RoleMaker
@@ -259,7 +259,8 @@ def _open_store(config: Config, world: World) -> Store:
 
 def _make_bus(config: Config, store: Store, world: World) -> LocalBus:
     if config.bus.url != "local:":
-        raise ConfigError(f"There is no bus for {config.bus.url!r}; there is local:.")
+        shown = without_password(config.bus.url)
+        raise ConfigError(f"There is no bus for {shown!r}; there is local:.")
     return LocalBus(store, world, attempts=config.bus.attempts, lanes=config.bus.lanes)
 
 

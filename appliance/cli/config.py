@@ -79,13 +79,15 @@ def show(access: Access, name: str, as_json: bool) -> None:
 
 def all_lines(access: Access) -> list[Line]:
     """Return all settings of the node, then those of the plugins that it uses."""
-    from appliance.config import settings_of
+    from appliance.config import settings_of, without_password
 
     lines = []
     for setting in settings_of(type(access.config)):
         value: Any = access.config
         for part in setting.name.split("."):
             value = getattr(value, part)
+        if setting.name.endswith(".url"):
+            value = without_password(value)
         lines.append(
             Line(
                 name=setting.name,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
+    URL,
     Connection,
     CursorResult,
     Engine,
@@ -26,11 +27,12 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.sql.base import Executable
 
-from appliance.errors import Unavailable
+from appliance.config import without_password
+from appliance.errors import ConfigError, Unavailable
 from appliance.messages import Message, encode
 from appliance.store import schema
 from appliance.world import World
@@ -118,7 +120,7 @@ class Store:
     def __init__(self, url: str, world: World) -> None:
         self.url = url
         self._world = world
-        self._is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._is_sqlite = _parse(url).get_backend_name() == "sqlite"
         self._listeners: list[Callable[[Transaction], None]] = []
         # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
         self._writer = threading.Lock() if self._is_sqlite else None
@@ -204,6 +206,7 @@ class Store:
                     continue
                 if not _is_retried(error):
                     if _is_of_the_store(error):
+                        _let_go(error)
                         raise Unavailable(
                             f"The store failed: {error.orig}.", hint="Look at its disk and its log."
                         ) from error
@@ -262,9 +265,31 @@ def _handle(context: ExceptionContext) -> None:
         error.code = None
 
 
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise ConfigError(
+            f"The driver for the store {without_password(url)} is not installed.",
+            hint="Install it beside anynode, or set store.url to another kind of store.",
+        ) from error
+    except (SQLAlchemyError, ValueError):
+        # Not its cause: it shows what was taken for a part of the URL, maybe of the password.
+        raise ConfigError(
+            "store.url is no URL of a store that SQLAlchemy knows.",
+            hint="It looks like postgresql+psycopg://user:password@host/name; write @ : / in a "
+            "password as %40 %3A %2F.",
+        ) from None
+    return parsed
+
+
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a SQLite store; ``None`` where the store is a server's or in memory."""
-    parsed = make_url(url)
+    """Return the file of a SQLite store; ``None`` where the store is a server's or in memory.
+
+    :raises ConfigError: the URL cannot be used.
+    """
+    parsed = _parse(url)
     is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, ":memory:")
     return Path(str(parsed.database)) if is_file else None
 

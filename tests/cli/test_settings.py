@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from appliance.config import Config, settings_of
 from tests.cli.shell import Shell
 
@@ -71,3 +73,48 @@ def test_a_plugin_that_is_used_and_missing(empty: Shell) -> None:
     ]
     assert "It is not installed." in printed
     assert "api.port" in empty.run("config")
+
+
+PASSWORDS = {
+    "postgresql://me:s3cret@host:5432/x": "postgresql://me:***@host:5432/x",
+    "postgresql://me:s3@cr:et@host/x": "postgresql://me:***@host/x",
+    "postgresql://host/x?user=me&password=s3cret&a=b": (
+        "postgresql://host/x?user=me&password=***&a=b"
+    ),
+    "me:s3cret@host": "me:***@host",
+    "sqlite:////var/lib/anynode/store.sqlite": "sqlite:////var/lib/anynode/store.sqlite",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("url", PASSWORDS)
+def test_passwords_are_not_shown(empty: Shell, url: str) -> None:
+    text = empty.config_path.read_text()
+    empty.config_path.write_text(f'{text}\n[store]\nurl = "{url}"\n')
+    (shown,) = empty.json("config", "show", "store.url")
+    assert shown["value"] == PASSWORDS[url]
+    assert "s3" not in empty.run("config")
+
+
+BAD_URLS = {
+    "nosuch://me:s3cret@host/x": "is no URL of a store",
+    "postgresql://me:x@s3cret:s3cret@host/x": "is no URL of a store",
+    "s3cret": "is no URL of a store",
+    "mysql+pymysql://me:s3cret@host/x": "The driver for the store mysql+pymysql://me:***@host/x is",
+}
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_a_url_that_cannot_be_used_is_a_sentence_without_it(empty: Shell, url: str) -> None:
+    text = empty.config_path.read_text()
+    empty.config_path.write_text(f'{text}\n[store]\nurl = "{url}"\n')
+    said = empty.fail("user", "list")
+    assert BAD_URLS[url] in said
+    assert "s3cret" not in said
+    assert "hint: " in said
+
+
+def test_a_bus_that_there_is_not_is_named_without_its_password(empty: Shell) -> None:
+    text = empty.config_path.read_text()
+    empty.config_path.write_text(f'{text}\n[bus]\nurl = "amqp://me:s3cret@host/"\n')
+    assert "There is no bus for 'amqp://me:***@host/'" in empty.fail("run")

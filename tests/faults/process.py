@@ -110,10 +110,11 @@ class ProcessOnFakes:
 
     def _is_up(self) -> bool:
         found = node_process.find(self.config.run_dir)
-        return found is not None and found.is_up and found.pid == self._pid
+        return found is not None and found.is_up and found.pid == self.pid
 
     @property
-    def _pid(self) -> int:
+    def pid(self) -> int:
+        """The process that was started last."""
         assert self._process is not None
         return self._process.pid
 
