@@ -46,6 +46,7 @@ class Trial:
         chain.wait_for("running", self.bystander, self.leaver)
         self.printed = chain.machine.compute.compute_console(self.bystander, "", 10_000)
         self.ids: list[str] = []
+        self.after: list[str] = []
         self.is_refused = False
 
     def attempt(self) -> None:
@@ -80,6 +81,14 @@ class Trial:
     def _are_settled(self) -> bool:
         return all(self.chain.get(one).state.value in SETTLED for one in self.ids)
 
+    def _is_accepted(self) -> bool:
+        """Launch one more; a connection that was opened on the bad disk may refuse it once."""
+        try:
+            self.after = self.chain.run_instances()
+        except Unavailable:
+            return False
+        return True
+
     def recover(self, causes: tuple[str, ...], where: str) -> dict[str, Any]:
         """Wait until all is well again; return what became of the launches, and why."""
         chain = self.chain
@@ -97,7 +106,8 @@ class Trial:
             entries = chain.read(partial(timeline.of_instance, instance_id=one))
             (failed,) = [entry for entry in entries if entry.outcome == "failed"]
             assert any(cause in " ".join(failed.causes) for cause in causes), failed
-        (after,) = chain.run_instances()
+        wait_until(self._is_accepted, "a launch is accepted again", 5)
+        (after,) = self.after
         chain.wait_for("running", after)
         chain.terminate(after, self.leaver, *self.ids)
         chain.wait_for("terminated", after, self.leaver, *self.ids)
