@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for one in BENCHMARKS:
             print(f"{one.name:<18} {one.what}")
         return 0
+    if options.markdown:
+        print(markdown(msgspec.json.decode(options.output.read_bytes(), type=Figures)))
+        return 0
     chosen = [one for one in BENCHMARKS if not options.only or one.name in options.only]
     figures: Figures = {}
     for number, one in enumerate(chosen, 1):
@@ -56,6 +59,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="run this benchmark and no others; may be given several times",
     )
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the last figures as a table for a page"
+    )
     parser.add_argument("--quick", action="store_true", help="go through all with little work")
     parser.add_argument(
         "--output", type=Path, default=RESULT, metavar="FILE", help=f"instead of {RESULT}"
@@ -79,6 +85,16 @@ def table(figures: Figures) -> str:
         f"{name:<{width}}  {figure.value:>10,.2f} {figure.unit:<5}{_verdict(figure)}".rstrip()
         for name, figure in figures.items()
     ]
+    return "\n".join(lines)
+
+
+def markdown(figures: Figures) -> str:
+    """Return the figures as a table for a page."""
+    lines = ["| figure | value | unit | at most |", "|---|--:|---|--:|"]
+    for name, figure in figures.items():
+        target = "" if figure.target is None else f"{figure.target:g}"
+        mark = "" if figure.is_met else " (missed)"
+        lines.append(f"| {name} | {figure.value:,.2f}{mark} | {figure.unit} | {target} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,6 @@ import shutil
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from tests.bench.figure import Figure, Figures, cpu_of, ms
@@ -24,7 +23,6 @@ _IDLE_S = 60
 _SETTLE_S = 10
 _LEAST_MS = 150
 _SHARE = 0.15
-_COMPUTE_FROM, _COMPUTE_TO = "bind", "start"
 
 
 def measure(is_quick: bool) -> Figures:
@@ -85,38 +83,34 @@ def _resident_mb(pid: int) -> float:
 
 def _launches(cloud: Cloud, rounds: int) -> Figures:
     """Launch and measure the floor by turns; nothing else runs in the rig meanwhile."""
-    asked, ordered, disks, domains = [], [], [], []
+    asked, ordered, prepared, disks, domains = [], [], [], [], []
     for _ in range(rounds):
         instance = cloud.launch()
         instance.wait_state("running")
         floor = _Floor(instance)
         entries = cloud.place.cli_json("trace", instance.instance_id)
         instance.terminate()
-        asked.append(_between(entries, "accept", _COMPUTE_TO))
-        ordered.append(_between(entries, _COMPUTE_FROM, _COMPUTE_TO))
+        steps = {entry["name"]: entry for entry in entries}
+        running_at = steps["start"]["started_at"] + steps["start"]["duration_ms"] / 1e3
+        ordered_at = steps["bind"]["started_at"]
+        asked.append(running_at - steps["accept"]["started_at"])
+        ordered.append(running_at - ordered_at)
+        prepared.append(steps["start"]["started_at"] - ordered_at)
         disk, domain = floor.measure()
         disks.append(disk)
         domains.append(domain)
-    pid = cloud.place.pid
-    floor_ms = statistics.median(map(sum, zip(disks, domains, strict=True))) * 1e3
-    added_ms = statistics.median(ordered) * 1e3 - floor_ms
+    floors = [sum(pair) for pair in zip(disks, domains, strict=True)]
+    added = [whole - floor for whole, floor in zip(ordered, floors, strict=True)]
+    most_ms = max(_SHARE * statistics.median(floors) * 1e3, _LEAST_MS)
     return {
         "launch: POST to running": ms(statistics.median(asked)),
         "launch: order to running": ms(statistics.median(ordered)),
+        "launch: order to start": ms(statistics.median(prepared)),
         "launch, floor: qemu-img create": ms(statistics.median(disks)),
         "launch, floor: createXML": ms(statistics.median(domains)),
-        "launch: what we add to the floor, from the order on": Figure(
-            round(added_ms, 1), "ms", round(max(_SHARE * floor_ms, _LEAST_MS), 1)
-        ),
-        "node after launches: resident memory": Figure(_resident_mb(pid), "MB", 160.0),
+        "launch: what we add to the floor": ms(statistics.median(added), round(most_ms, 1)),
+        "node after launches: resident memory": Figure(_resident_mb(cloud.place.pid), "MB", 160.0),
     }
-
-
-def _between(entries: list[dict[str, Any]], first: str, last: str) -> float:
-    """Return the seconds from the beginning of one step to the end of another."""
-    began = next(entry["started_at"] for entry in entries if entry["name"] == first)
-    end = next(entry for entry in entries if entry["name"] == last)
-    return float(end["started_at"] + end["duration_ms"] / 1e3 - began)
 
 
 class _Floor:

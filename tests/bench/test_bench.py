@@ -44,6 +44,8 @@ def test_figures_are_written_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr()
     assert "filter ranks 10,000 nodes: CPU" in said.out
     assert "1/1 ranking" in said.err
+    assert main(["--markdown", "--output", str(path)]) == 0
+    assert "| filter ranks 10,000 nodes: CPU | " in capsys.readouterr().out
 
 
 def test_quick_rounds_are_not_kept(tmp_path: Path) -> None:
