@@ -10,7 +10,12 @@ from typing import Any
 from appliance.api.ec2 import errors
 from appliance.api.ec2.action import Refusal, action
 from appliance.api.ec2.actions.images import check_image_id
-from appliance.api.ec2.actions.launch import find_image, groups_for_port, user_data_base64
+from appliance.api.ec2.actions.launch import (
+    find_image,
+    groups_for_port,
+    has_credits,
+    user_data_base64,
+)
 from appliance.api.ec2.actions.power import standing_of_all
 from appliance.api.ec2.call import Call
 from appliance.api.ec2.paging import check_ids
@@ -176,6 +181,8 @@ def _set_type(target: _Target, value: Mapping[str, str]) -> None:
         )
     sizes = {"vcpus": kind.vcpus, "memory_mib": kind.memory_mib}
     _set_while_stopped(target, {"instance_type": kind.name, **sizes})
+    if not has_credits(kind):
+        attributes.set_options(target.tx, [target.instance_id], {"cpu_credits": None})
 
 
 def _set_user_data(target: _Target, value: Mapping[str, bytes]) -> None:

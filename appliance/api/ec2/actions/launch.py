@@ -401,6 +401,11 @@ def _zone(placement: Mapping[str, str]) -> str:
     return name or zone_id
 
 
+def has_credits(kind: InstanceType) -> bool:
+    """Say whether instances of a type have CPU credits."""
+    return kind.name.partition(".")[0] in BURSTABLE_FAMILIES
+
+
 def _check_cpu(params: Mapping[str, Any], kind: InstanceType) -> None:
     """Refuse a shape of the CPU, or credits, that instances of a type do not have."""
     wanted = params.get("CpuOptions", {})
@@ -416,7 +421,7 @@ def _check_cpu(params: Mapping[str, Any], kind: InstanceType) -> None:
         raise errors.invalid_parameter_value(
             "CpuCredits", credit, f"It must be {STANDARD} or {UNLIMITED}."
         )
-    if kind.name.partition(".")[0] not in BURSTABLE_FAMILIES:
+    if not has_credits(kind):
         raise errors.invalid_parameter_combination(
             f"The instance type {kind.name} does not support CPU credits."
         )

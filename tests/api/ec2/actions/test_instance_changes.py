@@ -169,6 +169,17 @@ def test_the_next_start_counts_by_the_new_type(front: Front, ec2: Any, stopped: 
     assert [front.quota(name) for name in ("instances", "vcpus", "memory_mib")] == [0, 0, 0]
 
 
+def test_a_type_without_credits_ends_what_was_asked_for_them(front: Front, ec2: Any) -> None:
+    kept, ended = front.run(
+        2, InstanceType="t3.micro", CreditSpecification={"CpuCredits": "unlimited"}
+    )
+    front.make_stopped([kept, ended])
+    for instance_id, name in ((kept, "t3.small"), (ended, "m5.large")):
+        ec2.modify_instance_attribute(InstanceId=instance_id, InstanceType={"Value": name})
+    found = ec2.describe_instance_credit_specifications()["InstanceCreditSpecifications"]
+    assert [each["InstanceId"] for each in found] == [kept]
+
+
 def test_a_type_for_which_the_quota_is_too_small_does_not_start(
     front: Front, ec2: Any, stopped: str
 ) -> None:
