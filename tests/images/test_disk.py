@@ -19,7 +19,7 @@ from appliance.errors import (
     LimitExceeded,
     Unavailable,
 )
-from appliance.images import disk, qcow2
+from appliance.images import qcow2
 from appliance.images.disk import create_overlay
 
 GIB = 1 << 30
