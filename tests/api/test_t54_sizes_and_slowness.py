@@ -25,6 +25,16 @@ OF_EACH = 10
 CALLS = 60
 
 
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """One API for all: what one sender does must not harm the next."""
+    made = Front(tmp_path_factory.mktemp("t54"))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 def connect(front: Front) -> socket.socket:
     return socket.create_connection(("127.0.0.1", front.server.port), timeout=20)
 
@@ -130,7 +140,7 @@ def test_t54_slow_readers_are_cut(front: Front, monkeypatch: pytest.MonkeyPatch)
             return [body]
         return large(environ, start)
 
-    front.server.wsgi_app = answer
+    monkeypatch.setattr(front.server, "wsgi_app", answer)
     peers = [connect(front) for _ in range(10)]
     try:
         for peer in peers:

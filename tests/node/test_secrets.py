@@ -1,5 +1,6 @@
 """What is secret is in no log, in no command line, and in no file that others may read."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.seal import key_path
 from tests.node.cloud import Cloud, Instance
 from tests.node.conftest import CANARY
 from tests.node.place import Place
@@ -17,13 +19,15 @@ LARGEST = 64 << 20
 
 
 @pytest.fixture
-def secrets(cloud: Cloud, one: Instance) -> dict[str, bytes]:
-    """What nobody may find: the access key's secret, user data, a private key."""
+def secrets(place: Place, cloud: Cloud, one: Instance) -> dict[str, bytes]:
+    """What nobody may find: the access key's secret, user data, a private key, the seal's."""
     key = cloud.key_path.read_text().splitlines()[3]
+    (sealing,) = json.loads(key_path(place.state_dir).read_bytes())["keys"].values()
     return {
         "the access key": cloud.secret.encode(),
         "user data": CANARY.encode(),
         "the private key": key.encode(),
+        "the seal's key": sealing.encode(),
     }
 
 
@@ -38,7 +42,7 @@ def open_files(top: Path) -> Iterator[Path]:
                 yield path
 
 
-def test_they_are_in_no_file_that_others_may_read(
+def test_t56_they_are_in_no_file_that_others_may_read(
     place: Place, secrets: dict[str, bytes], one: Instance
 ) -> None:
     config = place.state_dir / "instances" / one.instance_id / "config.iso"
@@ -52,7 +56,7 @@ def test_they_are_in_no_file_that_others_may_read(
     assert seen > 5
 
 
-def test_they_are_in_no_log(place: Place, secrets: dict[str, bytes], one: Instance) -> None:
+def test_t56_they_are_in_no_log(place: Place, secrets: dict[str, bytes], one: Instance) -> None:
     logs = [place.log_path, place.rig.directory / "node.out"]
     logs += place.rig.outside("/var/log/libvirt/qemu").glob("*.log")
     assert any(one.instance_id.encode() in path.read_bytes() for path in logs)
@@ -61,7 +65,7 @@ def test_they_are_in_no_log(place: Place, secrets: dict[str, bytes], one: Instan
         assert not found, f"{path} shows {found}"
 
 
-def test_they_are_in_no_command_line(
+def test_t56_they_are_in_no_command_line(
     place: Place, secrets: dict[str, bytes], seen_commands: set[str]
 ) -> None:
     assert any("qemu-system" in line for line in seen_commands)
@@ -70,8 +74,9 @@ def test_they_are_in_no_command_line(
         assert not found, f"{line} shows {found}"
 
 
-def test_the_store_holds_no_key_in_clear(place: Place, secrets: dict[str, bytes]) -> None:
+def test_t56_the_store_holds_no_key_in_clear(place: Place, secrets: dict[str, bytes]) -> None:
     for path in place.state_dir.glob("*.sqlite*"):
         assert secrets["the access key"] not in path.read_bytes()
         assert secrets["the private key"] not in path.read_bytes()
+        assert secrets["the seal's key"] not in path.read_bytes()
         assert path.stat().st_mode & 0o077 == 0
