@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from appliance.model import Identity
+from appliance.model import ACCESS_LEVELS, Identity
 
-READER, MEMBER, ADMIN = "reader", "member", "admin"
-_RANK = {READER: 0, MEMBER: 1, ADMIN: 2}
+READER, MEMBER, ADMIN = ACCESS_LEVELS
+_RANK = {level: rank for rank, level in enumerate(ACCESS_LEVELS)}
 
 NEEDED: Mapping[str, str] = MappingProxyType(
     {

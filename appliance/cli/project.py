@@ -6,8 +6,7 @@ import click
 
 from appliance.cli.access import Access, pass_access
 from appliance.cli.output import json_option, moment, print_json, print_table, say
-
-LEVELS = ("admin", "member", "reader")
+from appliance.model import ACCESS_LEVELS
 
 
 @click.group()
@@ -128,7 +127,11 @@ def delete(access: Access, name: str) -> None:
 @click.argument("name")
 @click.argument("user")
 @click.option(
-    "--level", type=click.Choice(LEVELS), default="member", show_default=True, help="Access level."
+    "--level",
+    type=click.Choice(ACCESS_LEVELS),
+    default="member",
+    show_default=True,
+    help="Access level.",
 )
 @pass_access
 def add_user(access: Access, name: str, user: str, level: str) -> None:

@@ -18,14 +18,11 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, insert, select, up
 
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.hookspecs import Credential
-from appliance.model import Identity
+from appliance.model import ACCESS_LEVELS, Identity
 from appliance.seal import Seal
 from appliance.store import Store, Transaction, belongings, quotas
 from appliance.store.schema import access_keys, memberships, projects, users
 from appliance.store.schema import quotas as quota_table
-
-ACCESS_LEVELS = ("admin", "member", "reader")
-"""From the one that may do most to the one that may do least."""
 
 _LOOKS_LIKE_ID = re.compile(r"\d{12}|AIDA[A-Z2-7]{16}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from appliance.api.ec2 import refusals
-from appliance.api.ec2.refusals import AUTHENTICATE, Refusals
+from appliance.api.ec2 import refused_calls
+from appliance.api.ec2.refused_calls import AUTHENTICATE, RefusedCalls
 from appliance.errors import Unavailable
 from appliance.store import Transaction, audit, schema
 from appliance.store.audit import Entry
@@ -154,12 +154,12 @@ def test_strangers_are_written_down_within_bounds(
 
 
 def test_the_number_of_strangers_written_down_is_bounded(front: Front) -> None:
-    notes = Refusals(front.parts)
+    notes = RefusedCalls(front.parts)
     for number in range(300):
         notes.stranger(
             claimed=f"AKIA{number}", code="AuthFailure", request_id="r", source="s", now=1e9
         )
-    assert len(entries(front)) == refusals.STRANGERS
+    assert len(entries(front)) == refused_calls.STRANGERS
     notes.stranger(claimed="AKIA", code="AuthFailure", request_id="r", source="s", now=1e9 + 20)
     assert last(front).subject == "200 more were left out before"
 

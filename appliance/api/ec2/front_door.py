@@ -16,7 +16,7 @@ from appliance.api.ec2.protocol import serializer, sts
 from appliance.api.ec2.protocol.form import decode_form
 from appliance.api.ec2.protocol.model import load_model
 from appliance.api.ec2.protocol.parser import RequestParser
-from appliance.api.ec2.refusals import Refusals
+from appliance.api.ec2.refused_calls import RefusedCalls
 from appliance.errors import AnynodeError, Denied, cause_chain
 from appliance.hooks import Auth
 from appliance.model import HttpRequest, Identity
@@ -61,7 +61,7 @@ class FrontDoor:
     def __init__(self, parts: NodeParts, auth: Auth) -> None:
         self._parts = parts
         self._auth = auth
-        self._refusals = Refusals(parts)
+        self._refused = RefusedCalls(parts)
         model = load_model(ACTIONS)
         self._parser = RequestParser(model)
         self._serializer = serializer.ReplySerializer(model)
@@ -136,7 +136,7 @@ class FrontDoor:
             denial: AnynodeError = errors.missing_authentication()
         except Denied as error:
             denial, claimed = error, error.claimed
-        self._refusals.stranger(
+        self._refused.stranger(
             claimed=claimed,
             code=denial.exact_code,
             request_id=progress.request_id,
@@ -190,7 +190,7 @@ class FrontDoor:
             return
         if told.exact_code == "Unavailable":
             return  # the store does not answer, and would not for this either
-        self._refusals.call(
+        self._refused.call(
             progress.identity,
             action=progress.action,
             params=progress.params,

@@ -29,7 +29,7 @@ _NAMES = ("KeyName", "GroupName", "Resources", "SecurityGroups")
 _LONGEST_NAME = 64
 
 
-class Refusals:
+class RefusedCalls:
     """Writes refused requests to the audit log; a log that cannot be written changes no answer."""
 
     def __init__(self, parts: NodeParts) -> None:
