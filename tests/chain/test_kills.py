@@ -17,7 +17,7 @@ pytestmark = pytest.mark.faults("kill: in memory", quick=True)
 STEPS = tuple(dict.fromkeys(step.name for step in (*LAUNCH, *STOP, *REMOVAL)))
 KINDS = ("Place", "Order", "Report", "ReportConfirmed", "Wanted")
 COMMITS = range(1, 13)
-JOURNAL_COMMITS = {"compute": range(1, 10), "datapath": range(1, 7)}
+JOURNAL_COMMITS = {"compute": range(1, 7), "datapath": range(1, 5)}
 
 POINTS = (
     *(f"step.{name}.{moment}" for name in STEPS for moment in ("before", "after")),
