@@ -278,11 +278,26 @@ def release_ports(tx: Transaction, instance_id: str) -> None:
 def _membership_changes(
     tx: Transaction, port_ids: list[str], owned: Mapping[str, tuple[str, ...]], kind: str
 ) -> list[policy.Change]:
-    changes = [policy.Change(kind="port", subject=port_id) for port_id in port_ids]
+    group_ids: dict[str, tuple[str, ...]] = {}
     for row in tx.execute(_MEMBERSHIPS, {"ids": port_ids}):
+        group_ids[row.port_id] = (*group_ids.get(row.port_id, ()), row.group_id)
+    return _changes(port_ids, owned, group_ids, kind)
+
+
+def _changes(
+    port_ids: Iterable[str],
+    owned: Mapping[str, tuple[str, ...]],
+    group_ids: Mapping[str, tuple[str, ...]],
+    kind: str,
+) -> list[policy.Change]:
+    """Return what ports and their addresses mean to the policy when they join or leave."""
+    changes = []
+    for port_id in port_ids:
+        changes.append(policy.Change(kind="port", subject=port_id))
         changes += [
-            policy.Change(kind=kind, subject=row.group_id, address=address)
-            for address in owned.get(row.port_id, ())
+            policy.Change(kind=kind, subject=group_id, address=address)
+            for group_id in group_ids.get(port_id, ())
+            for address in owned.get(port_id, ())
         ]
     return changes
 
@@ -376,8 +391,8 @@ def bind(
         for port in port_rows
     }
     known = networks.find(tx, {port.network_id for port in port_rows})
-    _note_bound(tx, port_rows, owned, known.values())
     group_ids, group_names = _groups_of(tx, port_ids)
+    _note_bound(tx, port_rows, owned, group_ids, known.values())
     primary = owned[port_ids[0]][0] if port_ids else ""
     hostname = f"ip-{primary.replace('.', '-')}" if primary else instance_id
     return Binding(
@@ -452,13 +467,14 @@ def _note_bound(
     tx: Transaction,
     port_rows: Iterable[object],
     owned: Mapping[str, tuple[str, ...]],
+    group_ids: Mapping[str, tuple[str, ...]],
     specs_known: Iterable[object],
 ) -> None:
     """Tell the nodes of the ports' first binding, or of a move: the port is a change each time."""
     rows = [row._mapping for row in port_rows]  # type: ignore[attr-defined]
     fresh = [row["id"] for row in rows if not row["is_bound"]]
     moved = [row["id"] for row in rows if row["is_bound"]]
-    changes = _membership_changes(tx, fresh, owned, "joined")
+    changes = _changes(fresh, owned, group_ids, "joined")
     changes += [policy.Change(kind="port", subject=port_id) for port_id in moved]
     if fresh:
         tx.execute(_BOUND, {"ids": fresh})

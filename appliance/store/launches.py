@@ -120,9 +120,8 @@ def take_quota(
     scarce = min(fits, key=lambda name: fits[name])
     count = min(max_count, fits[scarce])
     # The condition of each UPDATE decides; what was read before only says how many to try.
-    if count < min_count or not all(
-        quotas.take(tx, project_id, name, need * count) for name, need in needs.items()
-    ):
+    wanted = {name: need * count for name, need in needs.items()}
+    if count < min_count or not quotas.take_all(tx, project_id, wanted):
         raise _limit_exceeded(scarce, fits[scarce], max_count, instance_type)
     return count
 

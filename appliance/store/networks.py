@@ -30,7 +30,9 @@ _RESERVED_LOW = 4  # network, gateway and two that EC2 reserves, too
 _MOST_ADDRESSES = 65536
 
 _FIND = select(networks.c.body).where(networks.c.id.in_(bindparam("ids", expanding=True)))
-_REVISION = select(networks.c.policy_revision).where(networks.c.id == bindparam("network_id"))
+_WITH_REVISION = select(networks.c.body, networks.c.policy_revision).where(
+    networks.c.id == bindparam("network_id")
+)
 _DEFAULTS = select(networks.c.id).where(networks.c.is_default.is_(True)).order_by(networks.c.zone)
 _DEFAULT_IN_ZONE = _DEFAULTS.where(networks.c.zone == bindparam("zone"))
 _OF_PORTS = (
@@ -236,12 +238,12 @@ def free(tx: Transaction, port_ids: Iterable[str], revisions: dict[str, int]) ->
         )
 
 
-def revision(tx: Transaction, network_id: str) -> int:
-    """Return the policy revision of a network.
+def with_revision(tx: Transaction, network_id: str) -> tuple[NetworkSpec, int]:
+    """Return a network and its policy revision.
 
     :raises NotFound: there is no such network.
     """
-    found = tx.execute(_REVISION, {"network_id": network_id}).scalar()
-    if found is None:
+    row = tx.execute(_WITH_REVISION, {"network_id": network_id}).first()
+    if row is None:
         raise NotFound(f"There is no network {network_id}.", code="InvalidSubnetID.NotFound")
-    return int(found)
+    return msgspec.json.decode(row.body, type=NetworkSpec), int(row.policy_revision)

@@ -169,8 +169,7 @@ def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
 
     :raises NotFound: there is no such network.
     """
-    revision = network_rows.revision(tx, question.network_id)
-    network = network_rows.find(tx, [question.network_id])[question.network_id]
+    network, revision = network_rows.with_revision(tx, question.network_id)
     _confirm(tx, question)
     if question.known_revision == revision:
         return PolicyAnswer()
@@ -185,8 +184,9 @@ def _confirm(tx: Transaction, question: GetPolicy) -> None:
     if question.known_revision < 0:
         tx.execute(delete(policy_confirmations).where(_OF_NODE), of_node)
         return
-    known = tx.execute(_CONFIRMED, of_node).scalar()
-    if known is None:
+    if tx.execute(_CONFIRM, {**of_node, "known": question.known_revision}).rowcount:
+        return
+    if tx.execute(_CONFIRMED, of_node).first() is None:
         tx.execute(
             insert(policy_confirmations).values(
                 network_id=question.network_id,
@@ -194,8 +194,6 @@ def _confirm(tx: Transaction, question: GetPolicy) -> None:
                 revision=question.known_revision,
             )
         )
-    elif known != question.known_revision:
-        tx.execute(_CONFIRM, {**of_node, "known": question.known_revision})
 
 
 def whole(tx: Transaction, network_id: str, node_id: str) -> NetworkPolicy:
@@ -203,8 +201,7 @@ def whole(tx: Transaction, network_id: str, node_id: str) -> NetworkPolicy:
 
     :raises NotFound: there is no such network.
     """
-    revision = network_rows.revision(tx, network_id)
-    network = network_rows.find(tx, [network_id])[network_id]
+    network, revision = network_rows.with_revision(tx, network_id)
     return _whole(tx, network, revision, node_id)
 
 

@@ -36,6 +36,18 @@ def take(tx: Transaction, project_id: str, resource: str, amount: int) -> bool:
     return tx.execute(_TAKE, values).rowcount == 1
 
 
+def take_all(tx: Transaction, project_id: str, amounts: Mapping[str, int]) -> bool:
+    """Use some of several resources, each as :func:`take` does.
+
+    :returns: ``False`` when too little is left of one; the caller must not commit.
+    """
+    rows = [
+        {"of_project": project_id, "of_resource": resource, "amount": amount}
+        for resource, amount in amounts.items()
+    ]
+    return tx.execute(_TAKE, rows).rowcount == len(rows)
+
+
 def give_back(tx: Transaction, project_id: str, resource: str, amount: int) -> None:
     """Use less of a resource."""
     if amount:

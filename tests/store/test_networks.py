@@ -99,4 +99,4 @@ def test_ranges_that_are_none(site: Site) -> None:
         with pytest.raises(InputError):
             networks.gateway_of(wrong)
     with pytest.raises(NotFound):
-        site.store.read(lambda tx: networks.revision(tx, "subnet-none"))
+        site.store.read(lambda tx: networks.with_revision(tx, "subnet-none"))

@@ -217,9 +217,9 @@ class _Plan:
 
     def _default_network(self, tx: Transaction, disk_gib: int) -> str:
         """Return the default network of the zone asked for, or of the one with most room."""
-        shared = networks.default_in_zone(tx, "") or ""
         if self.zone:
-            return networks.default_in_zone(tx, self.zone) or shared
+            own = networks.default_in_zone(tx, self.zone)
+            return own or networks.default_in_zone(tx, "") or ""
         quarantine_s = self._call.parts.config.network.address_quarantine_s
         usable = networks.defaults_with_addresses(tx, quarantine_s=quarantine_s)
         if len(usable) < 2:
