@@ -172,6 +172,12 @@ class Server(wsgi.Server):
         """The port that the server listens on."""
         return int(self.bind_addr[1])
 
+    def clear_stats(self) -> None:
+        """Begin to count anew, and only here: cheroot's own list would keep every server."""
+        super().clear_stats()
+        statistics = getattr(logging, "statistics", {})
+        statistics.pop(f"Cheroot HTTPServer {id(self)}", None)
+
     def prepare(self) -> None:
         """Listen, with connections that wait for whole requests."""
         super().prepare()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import re
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -446,3 +448,13 @@ def test_a_server_ends_and_its_port_is_free_again(tmp_path: Path) -> None:
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", port))
+
+
+def test_a_closed_server_is_forgotten() -> None:
+    server = Server("127.0.0.1", 0, lambda environ, start_response: [], 1)
+    server.open()
+    server.close()
+    known = weakref.ref(server)
+    del server
+    gc.collect()
+    assert known() is None
