@@ -174,7 +174,7 @@ class Server(wsgi.Server):
 
     def clear_stats(self) -> None:
         """Begin to count anew, and only here: cheroot's own list would keep every server."""
-        super().clear_stats()
+        super().clear_stats()  # type: ignore[no-untyped-call]
         statistics = getattr(logging, "statistics", {})
         statistics.pop(f"Cheroot HTTPServer {id(self)}", None)
 
