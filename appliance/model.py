@@ -510,10 +510,6 @@ class Finding(Value, frozen=True, kw_only=True):
 # -- identity -----------------------------------------------------------------------------------
 
 
-ACCESS_LEVELS = ("reader", "member", "admin")
-"""What a user may do in a project, from the least to the most."""
-
-
 class Identity(Value, frozen=True, kw_only=True):
     """Who calls, for which project, and what the caller may do there.
 

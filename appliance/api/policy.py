@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from appliance.model import ACCESS_LEVELS, Identity
+from appliance.access_levels import ACCESS_LEVELS, ADMIN, MEMBER, READER
+from appliance.model import Identity
 
-READER, MEMBER, ADMIN = ACCESS_LEVELS
 _RANK = {level: rank for rank, level in enumerate(ACCESS_LEVELS)}
 
 NEEDED: Mapping[str, str] = MappingProxyType(

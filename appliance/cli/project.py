@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from appliance.access_levels import ACCESS_LEVELS
 from appliance.cli.access import Access, pass_access
 from appliance.cli.output import json_option, moment, print_json, print_table, say
-from appliance.model import ACCESS_LEVELS
 
 
 @click.group()

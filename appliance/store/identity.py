@@ -16,9 +16,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, insert, select, update
 
+from appliance.access_levels import ACCESS_LEVELS
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.hookspecs import Credential
-from appliance.model import ACCESS_LEVELS, Identity
+from appliance.model import Identity
 from appliance.seal import Seal
 from appliance.store import Store, Transaction, belongings, quotas
 from appliance.store.schema import access_keys, memberships, projects, users

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from appliance.access_levels import READER
 from appliance.api import policy
 from appliance.api.ec2.action_table import ACTIONS
 from appliance.api.ec2.actions.instance_attributes import ELEMENTS
@@ -282,7 +283,7 @@ def test_dry_run_and_authorisation_work_for_every_action(front: Front, action: s
     assert (status, root.findtext("Errors/Error/Code")) == (412, "DryRunOperation")
     status, root = ask(front, form, "nobody")
     assert (status, root.findtext("Errors/Error/Code")) == (403, "UnauthorizedOperation")
-    if policy.NEEDED[action] != policy.READER:
+    if policy.NEEDED[action] != READER:
         status, root = ask(front, f"{form}&DryRun=true", "reader")
         assert (status, root.findtext("Errors/Error/Code")) == (403, "UnauthorizedOperation")
     assert front.snapshot() == before
