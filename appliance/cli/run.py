@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 from pathlib import Path
 
 import click
 
 from appliance.cli.access import Access, pass_access
 from appliance.cli.output import say
+
+END_S = 45.0
+"""Seconds after which a node that was told to stop ends, whatever still hangs."""
 
 
 @click.command("run", short_help="Run a node, here or in the background.")
@@ -68,4 +72,7 @@ def _run(access: Access, log_file: Path | None) -> None:
             write(node_process.up(process))
             signals.wait()
         finally:
+            # Even the interpreter's own end: its watchdog needs no other thread. That it is a hard
+            # one does no harm, and what everybody waited for is on standard error.
+            faulthandler.dump_traceback_later(END_S, exit=True)
             node.stop()

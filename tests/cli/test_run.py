@@ -133,3 +133,32 @@ def test_a_node_that_ignores_the_signal_is_killed(empty: Shell) -> None:
     assert node_process.stop(process, deadline_s=0.3) is False
     assert child.wait(WAIT_S) == -signal.SIGKILL
     child.stdout.close()
+
+
+HANGS = """
+import sys, threading
+from appliance import cli
+from appliance.cli import run
+from appliance.node import Node
+run.END_S = 1.0
+Node.stop = lambda node: threading.Event().wait()
+sys.argv[1:] = ["--config", sys.argv[1], "run"]
+cli.main()
+"""
+
+
+def test_a_stop_that_hangs_ends_with_what_it_waited_for(empty: Shell) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HANGS, str(empty.folder)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(lambda: is_up(empty) or child.poll() is not None, "the node")
+        child.send_signal(signal.SIGTERM)
+        _, printed = child.communicate(timeout=WAIT_S)
+    finally:
+        child.kill()
+        child.communicate()
+    assert child.returncode == 1, printed
+    assert "Timeout (0:00:01)!" in printed
+    assert "_run" in printed
+    assert find(empty) is None
