@@ -1,10 +1,12 @@
 """Death of the node's process and of libvirt's daemon: instances do not notice."""
 
+import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +47,13 @@ def pinged(one: Instance, cloud: Cloud, place: Place) -> Iterator[Instance]:
 
 
 def lost(watch: subprocess.Popen[bytes], place: Place) -> tuple[int, int]:
-    """End a running ping and return how many were sent, and how many were lost."""
+    """End a running ping and return how many were sent, and how many were lost.
+
+    However quick what it watches was, it goes on until it has asked for two seconds.
+    """
+    ticks = Path("/proc", str(watch.pid), "stat").read_text().rpartition(")")[2].split()[19]
+    began = int(ticks) / os.sysconf("SC_CLK_TCK")
+    wait_for(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) > began + 2, 5, "two seconds")
     place.rig.signal(watch, signal.SIGINT)
     said, _ = watch.communicate(timeout=10)
     found = re.search(rb"(\d+) packets transmitted, (\d+) received", said)
