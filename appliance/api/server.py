@@ -29,7 +29,6 @@ WRITE_S = 60.0
 
 _BACKLOG = 128
 _KEPT_CONNECTIONS = 200
-_WSGI = (1, 0)
 _CODES = {
     "408": ("RequestTimeout", "The request did not come in within the time allowed."),
     "413": ("RequestEntityTooLarge", "The request is too large."),

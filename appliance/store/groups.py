@@ -10,7 +10,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
-    func,
     insert,
     or_,
     select,
@@ -363,11 +362,3 @@ def remove(tx: Transaction, group: Group) -> None:
     tx.execute(delete(port_groups).where(port_groups.c.group_id == group.group_id))
     tx.execute(delete(groups_table).where(groups_table.c.id == group.group_id))
     policy.group_changed(tx, group.vpc_id, group.group_id)
-
-
-def count_rules(tx: Transaction, group_id: str, *, is_egress: bool) -> int:
-    """Return how many rules a group has in one direction."""
-    query = select(func.count()).where(
-        rules_table.c.group_id == group_id, rules_table.c.is_egress.is_(is_egress)
-    )
-    return int(tx.execute(query).scalar_one())

@@ -156,10 +156,6 @@ def operation_not_permitted(reason: str) -> Ec2Error:
     return Ec2Error("OperationNotPermitted", reason)
 
 
-def incorrect_state(reason: str) -> Ec2Error:
-    return Ec2Error("IncorrectState", reason)
-
-
 def dependency_violation(resource_id: str) -> Ec2Error:
     return Ec2Error("DependencyViolation", f"resource {resource_id} has a dependent object")
 
@@ -264,11 +260,6 @@ def volumes_not_found(volume_ids: Sequence[str]) -> Ec2Error:
     return Ec2Error("InvalidVolume.NotFound", f"{text}.")
 
 
-def snapshots_not_found(snapshot_ids: Sequence[str]) -> Ec2Error:
-    text = _do_not_exist("snapshot", "snapshots", snapshot_ids)
-    return Ec2Error("InvalidSnapshot.NotFound", f"{text}.")
-
-
 def vpcs_not_found(vpc_ids: Sequence[str]) -> Ec2Error:
     return Ec2Error("InvalidVpcID.NotFound", _do_not_exist("vpc ID", "vpc IDs", vpc_ids))
 
@@ -284,24 +275,6 @@ def network_interfaces_not_found(interface_ids: Sequence[str]) -> Ec2Error:
         "InvalidNetworkInterfaceID.NotFound",
         _do_not_exist("networkInterface ID", "networkInterface IDs", interface_ids),
     )
-
-
-def allocations_not_found(allocation_ids: Sequence[str]) -> Ec2Error:
-    return Ec2Error(
-        "InvalidAllocationID.NotFound",
-        _do_not_exist("allocation ID", "allocation IDs", allocation_ids),
-    )
-
-
-def association_not_found(association_id: str) -> Ec2Error:
-    return Ec2Error(
-        "InvalidAssociationID.NotFound",
-        _do_not_exist("association ID", "association IDs", [association_id]),
-    )
-
-
-def address_not_found(address: str) -> Ec2Error:
-    return Ec2Error("InvalidAddress.NotFound", f"Address '{shorten(address)}' not found.")
 
 
 def resource_not_found(resource_id: str) -> Ec2Error:
@@ -362,22 +335,6 @@ def invalid_instance_attribute(reason: str) -> Ec2Error:
     return Ec2Error("InvalidInstanceAttributeValue", reason)
 
 
-def instance_limit_exceeded(requested: int, limit: int) -> Ec2Error:
-    return Ec2Error(
-        "InstanceLimitExceeded",
-        f"You have requested more instances ({requested}) than your current instance limit of "
-        f"{limit} allows for the specified instance type.",
-    )
-
-
-def insufficient_instance_capacity(instance_type: str, zone: str) -> Ec2Error:
-    return Ec2Error(
-        "InsufficientInstanceCapacity",
-        f"We currently do not have sufficient {instance_type} capacity in the Availability Zone "
-        f"you requested ({zone}).",
-    )
-
-
 def key_pair_duplicate(name: str) -> Ec2Error:
     return Ec2Error("InvalidKeyPair.Duplicate", f"The keypair '{shorten(name)}' already exists.")
 
@@ -420,41 +377,6 @@ def group_rule_limit_exceeded() -> Ec2Error:
     return Ec2Error(
         "RulesPerSecurityGroupLimitExceeded",
         "The maximum number of rules per security group has been reached.",
-    )
-
-
-def address_limit_exceeded() -> Ec2Error:
-    return Ec2Error("AddressLimitExceeded", "The maximum number of addresses has been reached.")
-
-
-def insufficient_address_capacity() -> Ec2Error:
-    return Ec2Error(
-        "InsufficientAddressCapacity", "There are no free addresses to fulfil this request."
-    )
-
-
-def already_associated(allocation_id: str, association_id: str) -> Ec2Error:
-    return Ec2Error(
-        "Resource.AlreadyAssociated",
-        f"resource {allocation_id} is already associated with associate-id {association_id}",
-    )
-
-
-def volume_in_use(volume_id: str, instance_id: str) -> Ec2Error:
-    return Ec2Error("VolumeInUse", f"Volume {volume_id} is currently attached to {instance_id}")
-
-
-def snapshot_in_use(snapshot_id: str, image_id: str) -> Ec2Error:
-    return Ec2Error(
-        "InvalidSnapshot.InUse",
-        f"The snapshot {snapshot_id} is currently in use by {image_id}",
-    )
-
-
-def image_name_duplicate(name: str, image_id: str) -> Ec2Error:
-    return Ec2Error(
-        "InvalidAMIName.Duplicate",
-        f"AMI name {shorten(name)} is already in use by AMI {image_id}",
     )
 
 
