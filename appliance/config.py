@@ -78,7 +78,9 @@ class StoreSettings(Section, frozen=True, kw_only=True):
 class BusSettings(Section, frozen=True, kw_only=True):
     """How roles talk to each other."""
 
-    url: Annotated[str, _meaning("local: (one process)")] = "local:"
+    url: Annotated[
+        str, _meaning("local: (one process), or amqp:// or amqps:// URLs with commas between")
+    ] = "local:"
     attempts: Annotated[
         int, _meaning("times a message is tried before it is a dead letter", ge=1)
     ] = 5
@@ -86,6 +88,15 @@ class BusSettings(Section, frozen=True, kw_only=True):
     call_deadline_s: Annotated[
         float, _meaning("seconds that a question between roles may take", gt=0)
     ] = 30.0
+
+
+class ClusterSettings(Section, frozen=True, kw_only=True):
+    """The node among others."""
+
+    address: Annotated[
+        str, _meaning("address at which other nodes reach this one; empty: found at `join`")
+    ] = ""
+    port: Annotated[int, _meaning("TCP port of the peer service", ge=1, le=65535)] = 8774
 
 
 class ApiSettings(Section, frozen=True, kw_only=True):
@@ -222,6 +233,7 @@ class Config(Section, frozen=True, kw_only=True):
     node: NodeSettings = NodeSettings()
     store: StoreSettings = StoreSettings()
     bus: BusSettings = BusSettings()
+    cluster: ClusterSettings = ClusterSettings()
     api: ApiSettings = ApiSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     controller: ControllerSettings = ControllerSettings()

@@ -19,6 +19,7 @@ from appliance.model import (
     ConsoleOutput,
     InstanceMetadata,
     InstanceSpec,
+    Member,
     NetworkPolicy,
     NetworkSpec,
     NodeCapacity,
@@ -202,6 +203,24 @@ class PolicyAnswer(Message, frozen=True, kw_only=True):
     delta: PolicyDelta | None = None
 
 
+class GetMembers(Message, frozen=True, kw_only=True):
+    """To ``controller``: who is in the cluster, if that has changed since a revision? → Members"""
+
+    node_id: str
+    known_revision: int
+
+
+class Members(Message, frozen=True, kw_only=True):
+    """The answer to GetMembers; no members when the revision is the known one.
+
+    ``revoked`` holds the serial numbers, hexadecimal, of certificates that no longer count.
+    """
+
+    revision: int
+    members: tuple[Member, ...] = ()
+    revoked: tuple[str, ...] = ()
+
+
 class AttachPort(InstanceMessage, frozen=True, kw_only=True):
     """To ``datapath``: make the tap of a port, link down. → PortAttached"""
 
@@ -296,6 +315,12 @@ class PolicyChanged(Message, frozen=True, kw_only=True):
     revision: int
 
 
+class MembersChanged(Message, frozen=True, kw_only=True):
+    """To every ``member``: the list of members, or what a node is entitled to, has changed."""
+
+    revision: int
+
+
 KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
@@ -306,12 +331,15 @@ KINDS: dict[str, type[Message]] = {
         DeadLetter,
         DetachPort,
         Done,
+        GetMembers,
         GetPolicy,
         GuardPort,
         Heartbeat,
         Holdings,
         Inventory,
         KeepPorts,
+        Members,
+        MembersChanged,
         Order,
         Place,
         PolicyAnswer,

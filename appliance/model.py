@@ -74,6 +74,23 @@ class NodeView(Value, frozen=True, kw_only=True):
     instances: int = 0
 
 
+class Member(Value, frozen=True, kw_only=True):
+    """A node as all others know it. ``address`` is that of its peer service, ``host:port``.
+
+    ``certificate`` is PEM, signed by the cluster's authority; ``is_control``: it may reach the
+    store.
+    """
+
+    node_id: str
+    name: str
+    zone: str
+    address: str
+    roles: tuple[str, ...]
+    is_control: bool
+    certificate: str
+    is_up: bool = True
+
+
 class PlacementRequest(Value, frozen=True, kw_only=True):
     """One instance that wants a node.
 

@@ -54,6 +54,14 @@ nodes = Table(
     Column("zone", String(64), nullable=False),
     Column("roles", Text, nullable=False),
     Column("accepts_instances", Boolean, nullable=False, default=True),
+    # The peer service, "host:port"; empty on a lone node.
+    Column("address", String(255), nullable=False, default=""),
+    Column("certificate", Text, nullable=False, default=""),
+    Column("is_control", Boolean, nullable=False, default=True),
+    # What the operator lets it offer; nothing: whatever it has.
+    Column("approved_vcpus", Integer),
+    Column("approved_memory_mib", BigInteger),
+    Column("approved_disk_gib", BigInteger),
     _time("joined_at", nullable=False),
     _time("removed_at"),
 )
@@ -67,6 +75,45 @@ node_status = Table(
     _time("seen_at", nullable=False, default=0.0),
     _time("changed_at", nullable=False, default=0.0),
     Column("body", LargeBinary),
+)
+
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    _id(primary_key=True),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("node_name", String(255), nullable=False, default=""),
+    Column("created_by", String(255), nullable=False),
+    _time("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("used_at"),
+    _id("used_by"),
+    _time("revoked_at"),
+)
+
+revoked_certificates = Table(
+    "revoked_certificates",
+    metadata,
+    Column("serial", String(64), primary_key=True),
+    _id("node_id", nullable=False),
+    _time("revoked_at", nullable=False),
+    _time("expires_at", nullable=False),
+)
+
+cluster_secrets = Table(
+    "cluster_secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    _time("changed_at", nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    _id("owner", nullable=False),
+    _time("until", nullable=False),
 )
 
 node_claims = Table(
