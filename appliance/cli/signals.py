@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import queue
 import signal
+import socket
 from types import FrameType
+
+_ASKED = b"\0"
+"""What rings where no signal does: those ring with their number."""
 
 
 class Signals:
     """SIGTERM and SIGINT: a start is broken off, what is up is asked to stop.
 
-    A second signal breaks off the stop.
+    A second signal breaks off the stop. A process has one of these.
     """
 
     def __init__(self) -> None:
-        # Not an Event: its lock may be held where the signal interrupts this thread.
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_up = False
         self._is_asked = False
+        # The interpreter writes to it the moment a signal comes. A lock would not do: a signal that
+        # comes just before the wait, or to another thread, interrupts nothing, and is lost on it.
+        self._rung, self._bell = socket.socketpair()
+        self._bell.setblocking(False)
+        signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
@@ -25,7 +31,6 @@ class Signals:
         is_repeated, self._is_asked = self._is_asked, True
         if not self._is_up or is_repeated:
             raise KeyboardInterrupt
-        self._asked.put(None)
 
     def up(self) -> None:
         """Note that the start is done: from now on the first signal only ends :meth:`wait`.
@@ -39,9 +44,10 @@ class Signals:
 
     def ask(self) -> None:
         """Let :meth:`wait` return as after a signal; for another thread."""
-        self._asked.put(None)
+        self._bell.send(_ASKED)
 
     def wait(self) -> None:
         """Return at the first signal since :meth:`up`."""
         self.up()
-        self._asked.get()
+        while not self._is_asked and self._rung.recv(1) != _ASKED:
+            pass
