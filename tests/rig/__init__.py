@@ -156,15 +156,22 @@ class Rig:
         return _only_child(process.pid)
 
     def run(
-        self, words: Sequence[str | Path], *, deadline_s: float = 60, is_checked: bool = True
+        self,
+        words: Sequence[str | Path],
+        *,
+        deadline_s: float = 60,
+        is_checked: bool = True,
+        given: str = "",
     ) -> str:
         """Run a program inside to its end and return its standard output.
+
+        :param given: its standard input.
 
         :raises AssertionError: it failed and ``is_checked``; the text holds what it printed.
         """
         done = subprocess.run(
             self.command(words),
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             timeout=deadline_s,

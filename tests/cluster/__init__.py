@@ -1,0 +1,1 @@
+"""Clusters on one machine, and what they must bear."""

@@ -1,0 +1,261 @@
+"""``make cluster`` and ``make cluster-stop``: three nodes on this machine, and all of it gone.
+
+The machines are rigs: they end with the process that holds them. ``up`` leaves that process in
+the background and shows what it does until the cluster is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import click
+
+from appliance.ec2_client import Ec2Client, Ec2Credentials
+from appliance.env_file import path_line, write_whole
+from appliance.node_process import start_ticks
+from tests.cluster.cluster import Cluster
+from tests.cluster.machine import Machine
+from tests.rig import ROOT, wait_for
+
+FOLDER = ROOT / "var" / "cluster"
+RECORD = FOLDER / "keeper.json"
+ENV = ROOT / "var" / "anynode.env"
+KEY = FOLDER / "demo.pem"
+KEY_NAME = "demo"
+RUNNING_S = 180.0
+PING_S = 180.0
+_DONE = "--done--"
+
+
+@click.group()
+def main() -> None:
+    """Three nodes on one machine, to try a cluster out."""
+
+
+@main.command()
+@click.option("--nodes", default=3, show_default=True, help="Nodes with libvirt.")
+def up(nodes: int) -> None:
+    """Begin a cluster, let the others join, start an instance on each, and ping between them.
+
+    Needs root. It stays until ``down``.
+    """
+    if os.geteuid() != 0:
+        raise click.ClickException("It makes namespaces, which only root may do: run it as root.")
+    keeper = find_keeper()
+    if keeper:
+        raise click.ClickException(
+            f"A cluster is up already (process {keeper}): `make cluster-stop` removes it."
+        )
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        os.setsid()
+        os._exit(keep(nodes, writing))
+    os.close(writing)
+    relay(pid, reading)
+
+
+def relay(pid: int, reading: int) -> None:
+    """Show what the keeper says until the cluster is there; Ctrl-C ends the keeper, too."""
+    try:
+        with os.fdopen(reading, encoding="utf-8") as lines:
+            for line in lines:
+                if line.rstrip("\n") == _DONE:
+                    return
+                click.echo(line, nl=False)
+    except KeyboardInterrupt:
+        click.echo("Interrupted: removing what there is.", err=True)
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+    os.waitpid(pid, 0)
+    raise click.ClickException("The cluster did not come up; what it had made is gone.")
+
+
+class _EndedError(Exception):
+    """The keeper was told to end."""
+
+
+def keep(nodes: int, writing: int) -> int:
+    """Hold the machines until a signal comes; return an exit status."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise _EndedError
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    started = time.monotonic()
+
+    def say(text: str = "", *, is_timed: bool = True) -> None:
+        prefix = f"[{time.monotonic() - started:5.1f} s] " if is_timed else ""
+        os.write(writing, f"{prefix}{text}\n".encode())
+
+    # What programs print must not reach whoever started this and has gone.
+    log = os.open(FOLDER / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    record = {"pid": os.getpid(), "started_ticks": start_ticks(os.getpid())}
+    RECORD.write_text(json.dumps(record))
+    try:
+        with Cluster([f"n{number}" for number in range(1, nodes + 1)], say) as cluster:
+            Show(cluster, say).run()
+            os.write(writing, f"{_DONE}\n".encode())
+            os.close(writing)
+            while True:
+                signal.pause()
+    except _EndedError:
+        return 0
+    except Exception as error:
+        say(f"failed: {error}")
+        for machine in cluster.machines:
+            say(f"--- {machine.name} said last:\n{machine.last_words(1500)}", is_timed=False)
+        return 1
+    finally:
+        for path in (RECORD, ENV, KEY):
+            path.unlink(missing_ok=True)
+
+
+class Show:
+    """What ``up`` does with its machines."""
+
+    def __init__(self, cluster: Cluster, say: Callable[..., None]) -> None:
+        self._cluster = cluster
+        self._say = say
+
+    def run(self) -> None:
+        """Form the cluster, launch, ping, tell."""
+        cluster, say = self._cluster, self._say
+        cluster.reach_from_host()
+        cluster.form()
+        say("make a project, and import the demo image")
+        key = cluster.make_project("demo", "admin")
+        image_id = cluster.import_demo("demo")
+        client = self._client(key)
+        self._open_pings(client)
+        material = client.call("CreateKeyPair", KeyName=KEY_NAME)["KeyMaterial"]
+        write_whole(KEY, material, mode=0o600)
+        self._write_env(key, image_id)
+        instances = self._launch(client, image_id)
+        self._ping_all(instances)
+        say(is_timed=False)
+        say(cluster.first.cli("status"), is_timed=False)
+        say(f"EC2 API    {', '.join(one.endpoint for one in cluster.machines)}", is_timed=False)
+        say(f"Use it     . {ENV.relative_to(ROOT)} && aws ec2 describe-instances", is_timed=False)
+        say("Stop it    make cluster-stop", is_timed=False)
+
+    def _client(self, key: dict[str, str]) -> Ec2Client:
+        return Ec2Client(
+            Ec2Credentials(
+                endpoint=self._cluster.first.endpoint,
+                region=key["region"],
+                access_key_id=key["access_key_id"],
+                secret=key["secret_access_key"],
+            )
+        )
+
+    def _open_pings(self, client: Ec2Client) -> None:
+        everywhere = [{"CidrIp": "0.0.0.0/0"}]
+        for protocol, first, last in (("icmp", -1, -1), ("tcp", 22, 22)):
+            permission = {
+                "IpProtocol": protocol,
+                "FromPort": first,
+                "ToPort": last,
+                "IpRanges": everywhere,
+            }
+            client.call(
+                "AuthorizeSecurityGroupIngress", GroupName="default", IpPermissions=[permission]
+            )
+
+    def _write_env(self, key: dict[str, str], image_id: str) -> None:
+        credentials = self._client(key).credentials
+        others = " ".join(one.endpoint for one in self._cluster.machines)
+        more = {"ANYNODE_IMAGE": image_id, "ANYNODE_ENDPOINTS": others}
+        write_whole(ENV, credentials.env_lines(more) + path_line(), mode=0o600)
+
+    def _launch(self, client: Ec2Client, image_id: str) -> dict[str, dict[str, Any]]:
+        """Launch until each node has an instance; return them by the node's name."""
+        machines = self._cluster.machines
+        asked = client.call(
+            "RunInstances",
+            ImageId=image_id,
+            InstanceType="m1.tiny",
+            KeyName=KEY_NAME,
+            MinCount=len(machines),
+            MaxCount=len(machines),
+        )
+        ids = [one["InstanceId"] for one in asked["Instances"]]
+        self._say(f"launched {', '.join(ids)}")
+        wait_for(lambda: self._are_running(client, ids), RUNNING_S, "the instances to run")
+        found: dict[str, dict[str, Any]] = {}
+        for one in client.instances(InstanceIds=ids):
+            where = next((m for m in machines if m.qemu_pid(one["InstanceId"])), None)
+            if where is not None:
+                found[where.name] = one
+                self._say(
+                    f"{one['InstanceId']} runs on {where.name} with {one['PrivateIpAddress']}"
+                )
+        return found
+
+    def _are_running(self, client: Ec2Client, ids: list[str]) -> bool:
+        states = {one["State"]["Name"] for one in client.instances(InstanceIds=ids)}
+        if "terminated" in states:
+            raise RuntimeError(f"A launch failed: {client.instances(InstanceIds=ids)}")
+        return states == {"running"}
+
+    def _ping_all(self, instances: dict[str, dict[str, Any]]) -> None:
+        """Let each instance ping those on the other nodes."""
+        for name, one in instances.items():
+            machine = self._cluster.machine(name)
+            for other_name, other in instances.items():
+                if other_name != name:
+                    address = other["PrivateIpAddress"]
+                    what = f"{address} on {other_name} to answer {one['PrivateIpAddress']}"
+                    wait_for(partial(pings, machine, one, address), PING_S, what)
+                    self._say(
+                        f"{one['PrivateIpAddress']} on {name} pings {address} on {other_name}"
+                    )
+
+
+def pings(machine: Machine, instance: dict[str, Any], address: str) -> bool:
+    """Say whether an address answers an instance, which is asked from its own node."""
+    options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+    more = ("BatchMode=yes", "ConnectTimeout=5")
+    words = ["ssh", "-i", str(KEY), *(word for one in (*options, *more) for word in ("-o", one))]
+    ping = f"ping -c 1 -W 2 {address}"
+    command = [*words, f"root@{instance['PrivateIpAddress']}", ping]
+    return " 0% packet loss" in machine.rig.run(command, is_checked=False)
+
+
+def find_keeper() -> int:
+    """Return the process that holds the machines; 0 when there is none."""
+    try:
+        record = json.loads(RECORD.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+    pid = int(record["pid"])
+    return pid if start_ticks(pid) == record["started_ticks"] else 0
+
+
+@main.command()
+def down() -> None:
+    """Remove the machines and everything in them. Safe to repeat."""
+    pid = find_keeper()
+    if pid:
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not find_keeper(), 60, f"process {pid} to end")
+    RECORD.unlink(missing_ok=True)
+    click.echo("The cluster is gone." if pid else "There is no cluster to stop.")
+
+
+if __name__ == "__main__":
+    main()
