@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.rig.fixtures", "tests.faults.table"]
+pytest_plugins = [
+    "tests.rig.fixtures",
+    "tests.faults.table",
+    "tests.services.postgresql",
+    "tests.services.stores",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
