@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from contextlib import suppress
 
 import msgspec
@@ -75,6 +74,8 @@ class ComputeRole:
                     name="inventory", every_s=settings.inventory_every_s, run=compute.inventory
                 ),
                 Periodic(name="retry", every_s=settings.retry_s, run=compute.retry),
+                # It waits for the hypervisor itself.
+                Periodic(name="power-events", every_s=0.0, run=compute.watch),
             ),
             start=compute.start,
             stop=compute.stop,
@@ -103,8 +104,6 @@ class ComputeNode:
             instances_dir=instances_dir,
         )
         self.worker = Worker(self._drivers, self._journal)
-        self._stopping = threading.Event()
-        self._watcher: threading.Thread | None = None
         self._is_confirmed = False
 
     def start(self) -> None:
@@ -115,14 +114,9 @@ class ComputeNode:
             self._parts.work.submit(held.instance_id, lambda held=held: self._check_ports(held))  # type: ignore[misc]
         self.worker.retry()
         self.worker.take_up_reboots()
-        self._watcher = threading.Thread(target=self._watch, name="power-events", daemon=True)
-        self._watcher.start()
 
     def stop(self) -> None:
         """Leave the instances running."""
-        self._stopping.set()
-        if self._watcher:
-            self._watcher.join(EVENT_WAIT_S * 3)
         self._journal.close()
 
     def _compare_with_hypervisor(self) -> None:
@@ -237,18 +231,17 @@ class ComputeNode:
         output = self._driver.console(question.instance_id, str(directory), question.tail_bytes)
         return ConsoleRead(output=output)
 
-    def _watch(self) -> None:
-        """Wait for instances that go off by themselves."""
-        while not self._stopping.is_set():
-            try:
-                events = self._driver.events(EVENT_WAIT_S)
-            except AnynodeError as error:
-                log.warning("no events from the hypervisor: %s", error)
-                self._stopping.wait(EVENT_WAIT_S)
-                continue
-            for event in events:
-                if event.power in (PowerState.SHUT_OFF, PowerState.CRASHED):
-                    self._went_off(event)
+    def watch(self) -> None:
+        """Wait a moment for instances that go off by themselves, and deal with them."""
+        try:
+            events = self._driver.events(EVENT_WAIT_S)
+        except AnynodeError as error:
+            log.warning("no events from the hypervisor: %s", error)
+            self._parts.world.clock.sleep(EVENT_WAIT_S)
+            return
+        for event in events:
+            if event.power in (PowerState.SHUT_OFF, PowerState.CRASHED):
+                self._went_off(event)
 
     def _went_off(self, event: PowerEvent) -> None:
         try:
