@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import msgspec
 
 from appliance.errors import AnynodeError, ConfigError, PluginError
-from appliance.hookspecs import GROUPS
+from appliance.hookspecs import GROUPS, OPTIONAL_HOOKS
 from appliance.model import (
     AttachedPort,
     ConsoleOutput,
@@ -30,6 +30,7 @@ from appliance.model import (
     InstanceDefinition,
     InstanceFact,
     NetworkPolicy,
+    NetworkReach,
     NetworkSpec,
     NetworkState,
     NodeCapacity,
@@ -123,9 +124,13 @@ class Driver(NamedPlugin):
     def __init__(self, name: str, plugin: object) -> None:
         super().__init__(name, plugin)
         for hook in hook_names(self.group):
-            filled = len(getattr(self._manager.hook, hook).get_hookimpls())
-            if filled != 1:
+            filled = self.filled(hook)
+            if filled != 1 and not (filled == 0 and hook in OPTIONAL_HOOKS):
                 raise PluginError(f"{self} fills {hook} {filled} times instead of once.")
+
+    def filled(self, hook: str) -> int:
+        """Return how often the plugin fills a hook."""
+        return len(getattr(self._manager.hook, hook).get_hookimpls())
 
     def call(self, hook: str, answer: type[A], **arguments: Any) -> A:
         """Call a hook and return its answer.
@@ -233,6 +238,15 @@ class Network(Driver):
     def release(self, network_id: str) -> None:
         """Remove a network from this node."""
         self.tell("network_release", network_id=network_id)
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether networks of this type are the same on every node, so that ports need reach."""
+        return self.filled("network_reach") == 1
+
+    def reach(self, network: NetworkSpec, reach: NetworkReach) -> None:
+        """Tell which ports are on other nodes, and where; only where networks span nodes."""
+        self.tell("network_reach", network=network, reach=reach)
 
     def list(self) -> NetworkState:
         """Return what is there."""

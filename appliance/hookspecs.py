@@ -6,12 +6,15 @@ Each class is one entry-point group. A plugin is a module, named by the entry po
 * ``Settings``: a ``msgspec.Struct`` with a default, a unit and a description per field (optional);
   what starts a daemon has a boolean ``start_daemon``, which is off where somebody only looks,
 * ``create(settings, context)``: returns the object whose ``@hookimpl`` methods are called,
+* ``spans_nodes``: ``True`` in a network plugin that fills ``network_reach``: its networks are
+  the same on every node. One of another plugin belongs to the node that it was made on (optional),
 * ``withdraw(settings, context)``: ends what ``create`` has started on this machine, a daemon for
   example; called when the node is taken off it, after all instances and ports (optional).
 
 ``context`` is a :class:`PluginContext`. Arguments and results are values of ``appliance.model``:
 frozen and serialisable, so that node-side hooks can run in a small privileged process. Every
-hook of a *driver* must be filled by exactly one plugin and must answer with its type.
+hook of a *driver* must be filled by exactly one plugin and must answer with its type, unless its
+text begins with *Optional*: then it may also be filled by none.
 Unless its text says otherwise a hook may raise any ``AnynodeError``, leaves nothing half-made when
 it raises, is safe to repeat with the same arguments, and is not called twice at once for the
 same key.
@@ -39,6 +42,7 @@ from appliance.model import (
     InstanceDefinition,
     InstanceFact,
     NetworkPolicy,
+    NetworkReach,
     NetworkSpec,
     NetworkState,
     NodeCapacity,
@@ -101,6 +105,7 @@ class PluginContext:
 
     ``state_dir`` outlives a reboot and ``run_dir`` does not; both exist, mode 0700, and belong to
     this plugin alone. ``credentials`` is there for plugins of the control side that authenticate.
+    ``node_address`` is where other nodes reach this one; empty on a lone node.
     """
 
     node_name: str
@@ -108,6 +113,7 @@ class PluginContext:
     run_dir: Path
     plugins: PluginSource
     credentials: Credentials | None = None
+    node_address: str = ""
 
 
 class SchedulerSpec(Protocol):
@@ -192,6 +198,21 @@ class NetworkDriverSpec(Protocol):
         """Remove all that :meth:`network_prepare` made. No error when there is nothing to remove.
 
         :raises Conflict: the network still has ports here; nothing was changed.
+        """
+
+    @hookspec(firstresult=True)
+    def network_reach(self, network: NetworkSpec, reach: NetworkReach) -> None:
+        """Optional: learn which ports of a prepared network are on other nodes, and where.
+
+        Frames for those ports, and for no others, leave for their nodes from then on; frames
+        that come from another node pass only when they bear the MAC of a port of that node. A
+        difference costs what changed, not what there is; the whole puts right what is there, and
+        interrupts nothing that stays. A port of this node is never among them, and one that is
+        made here later takes its MAC over.
+
+        :raises Conflict: the network is not prepared on this node; nothing was changed.
+        :raises Stale: a difference, and this object was not told the whole before; nothing was
+            changed, and the caller tells the whole.
         """
 
     @hookspec(firstresult=True)
@@ -364,3 +385,6 @@ GROUPS: dict[str, type] = {
     "appliance.role": RoleSpec,
 }
 """Every entry-point group with the contract that its plugins fill."""
+
+OPTIONAL_HOOKS = frozenset({"network_reach"})
+"""Hooks of drivers that a plugin may leave out."""

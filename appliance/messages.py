@@ -21,6 +21,7 @@ from appliance.model import (
     InstanceSpec,
     Member,
     NetworkPolicy,
+    NetworkReach,
     NetworkSpec,
     NodeCapacity,
     PolicyDelta,
@@ -188,19 +189,27 @@ class GetPolicy(Message, frozen=True, kw_only=True):
 
     A revision below 0 asks for the whole policy. The question also confirms that the node has
     ``known_revision`` in force.
+
+    ``reach_revision`` is that at which the node knows the ports on other nodes, below 0 where it
+    knows none; ``None`` does not ask for them.
     """
 
     node_id: str
     network_id: str
     known_revision: int
     known_group_ids: tuple[str, ...] = ()
+    reach_revision: int | None = None
 
 
 class PolicyAnswer(Message, frozen=True, kw_only=True):
-    """At most one of the two; neither when nothing has changed."""
+    """At most one of ``policy`` and ``delta``; neither when nothing has changed.
+
+    ``reach`` comes, where it was asked for, when something of it may have changed.
+    """
 
     policy: NetworkPolicy | None = None
     delta: PolicyDelta | None = None
+    reach: NetworkReach | None = None
 
 
 class GetMembers(Message, frozen=True, kw_only=True):

@@ -307,7 +307,10 @@ class NodeCapacity(Value, frozen=True, kw_only=True):
 
 
 class NetworkSpec(Value, frozen=True, kw_only=True):
-    """One L2 segment as a node needs to know it. ``segment`` is a VLAN id or a VNI, 0 for none."""
+    """One L2 segment as a node needs to know it. ``segment`` is a VLAN id or a VNI, 0 for none.
+
+    No other network of the cluster has the same segment.
+    """
 
     network_id: str
     vpc_id: str
@@ -342,6 +345,31 @@ class AttachedPort(Value, frozen=True, kw_only=True):
     port_id: str
     network_id: str
     tap: str
+
+
+class RemotePort(Value, frozen=True, kw_only=True):
+    """A port that is on another node, which other nodes reach at ``node_address``.
+
+    ``port_id`` is empty where only what a kernel knows of the port can be told.
+    """
+
+    port_id: str
+    mac: str
+    addresses: tuple[str, ...]
+    node_address: str
+
+
+class NetworkReach(Value, frozen=True, kw_only=True):
+    """Where the ports of a network are that are not on this node, at one revision of its policy.
+
+    Those of ``remotes`` replace what was known of the same ports. What is named in neither list
+    stays, unless ``is_whole``: then it goes.
+    """
+
+    revision: int
+    remotes: tuple[RemotePort, ...] = ()
+    removed_port_ids: tuple[str, ...] = ()
+    is_whole: bool = False
 
 
 class InstanceMetadata(Value, frozen=True, kw_only=True):
@@ -551,11 +579,16 @@ def tap_name(port_id: str) -> str:
 
 
 class NetworkState(Value, frozen=True, kw_only=True):
-    """What a network plugin has on this node. ``warnings`` are sentences for ``verify``."""
+    """What a network plugin has on this node. ``warnings`` are sentences for ``verify``.
+
+    ``remotes`` are by network id the ports on other nodes that frames of this node can reach,
+    each list in order of the MACs; their port ids may be empty.
+    """
 
     network_ids: tuple[str, ...]
     ports: tuple[AttachedPort, ...]
     warnings: tuple[str, ...] = ()
+    remotes: dict[str, tuple[RemotePort, ...]] = {}
 
 
 class ConsoleOutput(Value, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ class PluginLoader:
     run_dir: Path
     settings: Callable[[str, str], Mapping[str, Any]]
     credentials: Credentials | None = None
+    node_address: str = ""
 
     def create(self, group: str, name: str) -> object:
         """Make one plugin.
@@ -53,6 +54,7 @@ class PluginLoader:
             run_dir=_own_folder(self.run_dir, f"{kind}-{name}"),
             plugins=self,
             credentials=self.credentials if kind == "auth" else None,
+            node_address=self.node_address,
         )
 
     def create_all(self, group: str, names: Sequence[str]) -> dict[str, object]:
@@ -77,6 +79,7 @@ def loader_of(config: Config, credentials: Credentials | None = None) -> PluginL
         run_dir=config.run_dir,
         settings=config.plugin_settings,
         credentials=credentials,
+        node_address=config.cluster.address,
     )
 
 

@@ -6,7 +6,7 @@ import ipaddress
 import re
 
 from appliance.errors import InputError
-from appliance.model import NetworkSpec, PortSpec
+from appliance.model import NetworkSpec, PortSpec, RemotePort
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -50,14 +50,31 @@ def check_port_id(port_id: str) -> None:
 def check_port(network: NetworkSpec, port: PortSpec) -> None:
     """Raise InputError unless the port's values are well-formed and belong to the network."""
     check_port_id(port.port_id)
-    _match(_MAC, port.mac, "MAC address")
-    if int(port.mac[:2], 16) & 1:
-        raise InputError(f"{port.mac} is a group address, not the MAC address of a network card.")
+    _check_card(port.mac)
     _match(_LABEL, port.hostname, "hostname")
     if port.network_id != network.network_id:
         raise InputError(f"Port {port.port_id} is in {port.network_id}, not {network.network_id}.")
     for text in port.addresses:
         _check_port_address(network, port.port_id, text)
+
+
+def check_remote(network: NetworkSpec, remote: RemotePort) -> None:
+    """Raise InputError unless the values of a port elsewhere are well-formed and fit the network.
+
+    Its node's address is IPv4.
+    """
+    check_port_id(remote.port_id)
+    _check_card(remote.mac)
+    for text in remote.addresses:
+        _check_port_address(network, remote.port_id, text)
+    if _address(remote.node_address, "node").version != 4:
+        raise InputError(f"{remote.node_address} of a node is no IPv4 address.")
+
+
+def _check_card(mac: str) -> None:
+    _match(_MAC, mac, "MAC address")
+    if int(mac[:2], 16) & 1:
+        raise InputError(f"{mac} is a group address, not the MAC address of a network card.")
 
 
 def check_domain(domain: str) -> None:

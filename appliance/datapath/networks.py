@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from appliance.datapath.reach import Spanning
 from appliance.datapath.record import NETWORK, NetworkRecord
 from appliance.hooks import Network
 from appliance.journal import Journal
@@ -49,6 +50,14 @@ class Networks:
         """Return the plugin of a network; ``None`` when the network is unknown."""
         network = self.get(network_id)
         return self.driver(network.type) if network else None
+
+    def spanning(self, network_id: str) -> Spanning | None:
+        """Return a network with its plugin; ``None`` unless it is here and spans nodes."""
+        network = self.get(network_id)
+        if network is None:
+            return None
+        driver = self.driver(network.type)
+        return Spanning(network=network, driver=driver) if driver.spans_nodes else None
 
     def prepare(self, network: NetworkSpec) -> None:
         """Make what a network needs on this node, or put it right."""

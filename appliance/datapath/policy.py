@@ -6,6 +6,7 @@ import logging
 import threading
 
 from appliance.bus import Bus
+from appliance.datapath.reach import ReachKeeper
 from appliance.errors import AnynodeError, Conflict, Stale
 from appliance.firewall.policy import apply_delta, without_unused_groups
 from appliance.hooks import Firewall
@@ -26,10 +27,17 @@ class PolicyKeeper:
     """
 
     def __init__(
-        self, bus: Bus, firewall: Firewall, node_id: str, clock: Clock, deadline_s: float
+        self,
+        bus: Bus,
+        firewall: Firewall,
+        reach: ReachKeeper,
+        node_id: str,
+        clock: Clock,
+        deadline_s: float,
     ) -> None:
         self._bus = bus
         self._firewall = firewall
+        self._reach = reach
         self._node_id = node_id
         self._clock = clock
         self._deadline_s = deadline_s
@@ -65,6 +73,7 @@ class PolicyKeeper:
                 network_id=network_id,
                 known_revision=known.revision if known else -1,
                 known_group_ids=tuple(group.group_id for group in known.groups) if known else (),
+                reach_revision=self._reach.revision(network_id),
             )
             answer = self._bus.call("network", question, PolicyAnswer, self._deadline_s)
             self._asked_at[network_id] = self._clock.monotonic()
@@ -72,6 +81,13 @@ class PolicyKeeper:
                 self._sync(answer.policy)
             elif answer.delta is not None and known is not None:
                 self._update(known, answer.delta)
+            if answer.reach is not None:
+                self._reach.update(network_id, answer.reach)
+
+    def repeat_reach(self, network_id: str) -> None:
+        """Tell a network's plugin once more where the ports on other nodes are."""
+        with self._lock(network_id):
+            self._reach.repeat(network_id)
 
     def refresh_silent(self, silence_s: float) -> None:
         """Ask for the networks of which nothing was heard for that long."""

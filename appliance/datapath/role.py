@@ -12,6 +12,7 @@ from appliance.datapath.metadata_tree import Subject as MetadataSubject
 from appliance.datapath.networks import Networks
 from appliance.datapath.policy import PolicyKeeper
 from appliance.datapath.ports import Ports
+from appliance.datapath.reach import ReachKeeper
 from appliance.datapath.record import PortRecord
 from appliance.datapath.turns import Turns
 from appliance.errors import AnynodeError, Conflict, NotFound
@@ -100,7 +101,12 @@ class Datapath:
         self._turns = Turns()
         self._left: dict[str, tuple[str, ...]] = {}
         self.policies = PolicyKeeper(
-            parts.bus, self._firewall, parts.node_id, parts.world.clock, self._deadline_s
+            parts.bus,
+            self._firewall,
+            ReachKeeper(self._networks.spanning),
+            parts.node_id,
+            parts.world.clock,
+            self._deadline_s,
         )
         self._metadata = MetadataServer(self.describe, _token_key(parts.state_dir))
 
@@ -342,6 +348,7 @@ class Datapath:
                 self._attach_again(network, port)
             except AnynodeError as error:
                 failures.append(f", {port.port_id} could not: {error}")
+        self.policies.repeat_reach(network.network_id)
         count = f"{len(ports) - len(failures)} of its {len(ports)} ports attached again"
         return f"{network.network_id} prepared, {count}{''.join(failures)}"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, exists, insert, select, update
 
-from appliance.messages import GetPolicy, PolicyAnswer, PolicyChanged
+from appliance.messages import GetPolicy, PolicyAnswer, PolicyChanged, node_topic
 from appliance.model import (
     FirewallGroup,
     FirewallPort,
@@ -22,11 +22,12 @@ from appliance.model import (
     PolicyDelta,
     tap_name,
 )
-from appliance.store import Transaction
+from appliance.store import Transaction, reach
 from appliance.store import networks as network_rows
 from appliance.store.schema import (
     addresses,
     networks,
+    nodes,
     placements,
     policy_changes,
     policy_confirmations,
@@ -86,6 +87,20 @@ _PORTS_ON_NODE = (
     .distinct()
 )
 _THESE_ON_NODE = _PORTS_ON_NODE.where(ports.c.id.in_(bindparam("port_ids", expanding=True)))
+# By nodes, and not by ports, of which there may be a thousand times as many.
+_HOLDERS = select(networks.c.id, nodes.c.id).where(
+    networks.c.id.in_(bindparam("network_ids", expanding=True)),
+    nodes.c.removed_at.is_(None),
+    exists()
+    .where(
+        placements.c.node_id == nodes.c.id,
+        placements.c.phase == "committed",
+        ports.c.instance_id == placements.c.instance_id,
+        ports.c.network_id == networks.c.id,
+        ports.c.is_bound.is_(True),
+    )
+    .correlate(networks, nodes),
+)
 _GROUPS_OF = (
     select(port_groups)
     .where(port_groups.c.port_id.in_(bindparam("port_ids", expanding=True)))
@@ -113,7 +128,7 @@ class Change:
 def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str, int]:
     """Write changes under a new revision of the VPC's networks; return the new revisions.
 
-    The nodes concerned are told after COMMIT.
+    The nodes that hold ports of these networks are told after COMMIT.
     """
     rows = list(changes)
     if not rows:
@@ -137,7 +152,9 @@ def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str
     for network_id, revision in revisions.items():
         if revision % 100 == 0:
             _forget_old(tx, network_id, revision - KEPT_CHANGES)
-        tx.announce("datapath", PolicyChanged(network_id=network_id, revision=revision))
+    for network_id, node_id in tx.execute(_HOLDERS, {"network_ids": list(revisions)}):
+        news = PolicyChanged(network_id=network_id, revision=revisions[network_id])
+        tx.announce(node_topic("datapath", node_id), news)
     return revisions
 
 
@@ -154,8 +171,16 @@ def group_changed(tx: Transaction, vpc_id: str, group_id: str) -> None:
     changed(tx, vpc_id, [Change(kind="rules", subject=group_id)])
 
 
+def node_moved(tx: Transaction, node_id: str) -> None:
+    """Tell the other nodes that a node is reached at another address than before."""
+    for vpc_id, port_ids in reach.ports_of_node(tx, node_id).items():
+        changed(tx, vpc_id, [Change(kind="port", subject=port_id) for port_id in port_ids])
+
+
 def is_current(tx: Transaction, question: GetPolicy) -> bool:
     """Say whether a node has the policy of today in force, and that is written down."""
+    if question.reach_revision not in (None, question.known_revision):
+        return False
     values = {
         "network_id": question.network_id,
         "node_id": question.node_id,
@@ -171,27 +196,43 @@ def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
     """
     network, revision = network_rows.with_revision(tx, question.network_id)
     _confirm(tx, question)
-    if question.known_revision == revision:
-        return PolicyAnswer()
-    oldest = revision - KEPT_CHANGES + 100
-    if question.known_revision < max(oldest, 0) or question.known_revision > revision:
-        return PolicyAnswer(policy=_whole(tx, network, revision, question.node_id))
-    return PolicyAnswer(delta=_difference(tx, network, revision, question))
+    known, reached, node_id = question.known_revision, question.reach_revision, question.node_id
+    policy = delta = remotes = None
+    if known != revision:
+        if _is_too_old(known, revision):
+            policy = _whole(tx, network, revision, node_id)
+        else:
+            delta = _difference(tx, network, revision, question)
+    if reached is not None and reached != revision:
+        if _is_too_old(reached, revision):
+            remotes = reach.whole(tx, network.network_id, revision, node_id)
+        else:
+            remotes = reach.difference(tx, network.network_id, reached, revision, node_id)
+    return PolicyAnswer(policy=policy, delta=delta, reach=remotes)
+
+
+def _is_too_old(known: int, revision: int) -> bool:
+    """Say whether what has changed since is not known any more, or never was."""
+    return known < max(revision - KEPT_CHANGES + 100, 0) or known > revision
 
 
 def _confirm(tx: Transaction, question: GetPolicy) -> None:
     of_node = {"in_network": question.network_id, "of_node": question.node_id}
-    if question.known_revision < 0:
+    known, reached = question.known_revision, question.reach_revision
+    if known < 0:
         tx.execute(delete(policy_confirmations).where(_OF_NODE), of_node)
         return
-    if tx.execute(_CONFIRM, {**of_node, "known": question.known_revision}).rowcount:
+    if reached is not None:
+        if reached < 0:
+            return
+        # A freed address is issued again only when no node sends its frames elsewhere.
+        known = min(known, reached)
+    if tx.execute(_CONFIRM, {**of_node, "known": known}).rowcount:
         return
     if tx.execute(_CONFIRMED, of_node).first() is None:
         tx.execute(
             insert(policy_confirmations).values(
-                network_id=question.network_id,
-                node_id=question.node_id,
-                revision=question.known_revision,
+                network_id=question.network_id, node_id=question.node_id, revision=known
             )
         )
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from appliance.errors import Conflict, InputError, NotFound
+from appliance.errors import Conflict, InputError, NotFound, Stale
 from appliance.hooks import Network
-from appliance.model import NetworkSpec, PortSpec, tap_name
+from appliance.model import NetworkReach, NetworkSpec, PortSpec, RemotePort, tap_name
 
 HOSTILE_HOSTNAMES = (
     "",
@@ -42,6 +42,7 @@ def make_network(network_type: str, number: int = 1) -> NetworkSpec:
         bridge=f"anbrt{number}",
         dns=("192.0.2.53",),
         mtu=1450,
+        segment=10000 + number,
     )
 
 
@@ -234,3 +235,149 @@ class NetworkContract:
             driver.detach(name)
         with pytest.raises(InputError):
             driver.release(name)
+
+
+def make_remote(network: NetworkSpec, number: int, node_address: str = "192.0.2.9") -> RemotePort:
+    """Return the port of that number as other nodes than its own know it."""
+    port = make_port(network, number)
+    return RemotePort(
+        port_id=port.port_id, mac=port.mac, addresses=port.addresses, node_address=node_address
+    )
+
+
+class SpanningNetworkContract(NetworkContract):
+    """What a network plugin must do besides when its networks span nodes.
+
+    What becomes of frames is not its subject.
+    """
+
+    def reached(self, driver: Network, network: NetworkSpec) -> set[tuple[str, object, str]]:
+        """Return the ports elsewhere that the plugin has, without their ids."""
+        remotes = driver.list().remotes.get(network.network_id, ())
+        assert list(remotes) == sorted(remotes, key=lambda one: one.mac)
+        return {(one.mac, one.addresses, one.node_address) for one in remotes}
+
+    def meant(self, *remotes: RemotePort) -> set[tuple[str, object, str]]:
+        """Return the same of what it was told."""
+        return {(one.mac, one.addresses, one.node_address) for one in remotes}
+
+    def test_spans_nodes(self, driver: Network) -> None:
+        assert driver.spans_nodes
+
+    def test_nothing_is_reached_at_first(self, driver: Network, network: NetworkSpec) -> None:
+        driver.prepare(network)
+        assert driver.list().remotes == {}
+
+    def test_whole_reach_replaces_what_was(self, driver: Network, network: NetworkSpec) -> None:
+        one, two, three = (make_remote(network, number) for number in (1, 2, 3))
+        driver.prepare(network)
+        for _ in range(2):
+            driver.reach(network, NetworkReach(revision=1, remotes=(one, two), is_whole=True))
+            assert self.reached(driver, network) == self.meant(one, two)
+        driver.reach(network, NetworkReach(revision=2, remotes=(two, three), is_whole=True))
+        assert self.reached(driver, network) == self.meant(two, three)
+        driver.reach(network, NetworkReach(revision=3, is_whole=True))
+        assert driver.list().remotes == {}
+        assert driver.list().warnings == ()
+
+    def test_difference_changes_what_it_names(self, driver: Network, network: NetworkSpec) -> None:
+        one, two, three = (make_remote(network, number) for number in (1, 2, 3))
+        driver.prepare(network)
+        driver.reach(network, NetworkReach(revision=1, remotes=(one, two), is_whole=True))
+        moved = make_remote(network, 2, "192.0.2.10")
+        change = NetworkReach(
+            revision=2,
+            remotes=(moved, three),
+            removed_port_ids=(one.port_id, make_port(network, 9).port_id),
+        )
+        for _ in range(2):
+            driver.reach(network, change)
+            assert self.reached(driver, network) == self.meant(moved, three)
+        assert driver.list().warnings == ()
+
+    def test_port_elsewhere_takes_new_addresses(
+        self, driver: Network, network: NetworkSpec
+    ) -> None:
+        one, two = make_remote(network, 1), make_remote(network, 2)
+        swapped = [
+            msgspec.structs.replace(one, addresses=two.addresses),
+            msgspec.structs.replace(two, addresses=one.addresses),
+        ]
+        driver.prepare(network)
+        driver.reach(network, NetworkReach(revision=1, remotes=(one, two), is_whole=True))
+        driver.reach(network, NetworkReach(revision=2, remotes=tuple(swapped)))
+        assert self.reached(driver, network) == self.meant(*swapped)
+        successor = msgspec.structs.replace(make_remote(network, 3), addresses=one.addresses)
+        driver.reach(
+            network,
+            NetworkReach(revision=3, remotes=(successor,), removed_port_ids=(two.port_id,)),
+        )
+        assert self.reached(driver, network) == self.meant(swapped[0], successor)
+
+    def test_difference_needs_the_whole_first(self, driver: Network, network: NetworkSpec) -> None:
+        driver.prepare(network)
+        with pytest.raises(Stale):
+            driver.reach(network, NetworkReach(revision=1, remotes=(make_remote(network, 1),)))
+        assert driver.list().remotes == {}
+
+    def test_reach_needs_a_prepared_network(self, driver: Network, network: NetworkSpec) -> None:
+        with pytest.raises(Conflict):
+            driver.reach(
+                network,
+                NetworkReach(revision=1, remotes=(make_remote(network, 1),), is_whole=True),
+            )
+        assert driver.list().network_ids == ()
+
+    def test_reach_stays_when_the_network_is_prepared_again(
+        self, driver: Network, network: NetworkSpec
+    ) -> None:
+        one = make_remote(network, 1)
+        driver.prepare(network)
+        driver.reach(network, NetworkReach(revision=1, remotes=(one,), is_whole=True))
+        driver.prepare(network)
+        assert self.reached(driver, network) == self.meant(one)
+
+    def test_reach_goes_with_the_network(self, driver: Network, network: NetworkSpec) -> None:
+        driver.prepare(network)
+        driver.reach(
+            network, NetworkReach(revision=1, remotes=(make_remote(network, 1),), is_whole=True)
+        )
+        driver.release(network.network_id)
+        assert driver.list().remotes == {}
+        driver.prepare(network)
+        assert driver.list().remotes == {}
+        with pytest.raises(Stale):
+            driver.reach(network, NetworkReach(revision=2, remotes=(make_remote(network, 2),)))
+
+    def test_reach_of_networks_is_independent(self, driver: Network, network_type: str) -> None:
+        one, two = make_network(network_type, 1), make_network(network_type, 2)
+        for network in (one, two):
+            driver.prepare(network)
+            driver.reach(
+                network,
+                NetworkReach(revision=1, remotes=(make_remote(network, 1),), is_whole=True),
+            )
+        driver.reach(one, NetworkReach(revision=2, is_whole=True))
+        assert self.reached(driver, two) == self.meant(make_remote(two, 1))
+        assert driver.list().warnings == ()
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("mac", "ff:ff:ff:ff:ff:ff"),
+            ("mac", "06:a0:00:00:00:01 . 1"),
+            ("addresses", ("10.64.1.9; flush ruleset",)),
+            ("node_address", "node-2"),
+            ("node_address", "192.0.2.9 }"),
+        ],
+    )
+    def test_hostile_remote_is_refused(
+        self, driver: Network, network: NetworkSpec, field: str, value: object
+    ) -> None:
+        fields = {**msgspec.structs.asdict(make_remote(network, 1)), field: value}
+        driver.prepare(network)
+        with pytest.raises(InputError):
+            driver.reach(
+                network, NetworkReach(revision=1, remotes=(RemotePort(**fields),), is_whole=True)
+            )
+        assert driver.list().remotes == {}

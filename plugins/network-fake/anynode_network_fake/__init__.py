@@ -10,12 +10,27 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from appliance.datapath.checks import check_network, check_network_id, check_port, check_port_id
-from appliance.errors import Conflict, NotFound
+from appliance.datapath.checks import (
+    check_network,
+    check_network_id,
+    check_port,
+    check_port_id,
+    check_remote,
+)
+from appliance.errors import Conflict, NotFound, Stale
 from appliance.hookspecs import PluginContext, hookimpl
-from appliance.model import AttachedPort, NetworkSpec, NetworkState, PortSpec, tap_name
+from appliance.model import (
+    AttachedPort,
+    NetworkReach,
+    NetworkSpec,
+    NetworkState,
+    PortSpec,
+    RemotePort,
+    tap_name,
+)
 
 api_versions = frozenset({1})
+spans_nodes = True
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +55,7 @@ class FakeNode(Struct, kw_only=True):
 
     networks: dict[str, NetworkSpec] = {}
     ports: dict[str, FakePort] = {}
+    remotes: dict[str, dict[str, RemotePort]] = {}
 
 
 class FakeNetwork:
@@ -48,6 +64,7 @@ class FakeNetwork:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._told: set[str] = set()
         self.node = FakeNode()
         if path and path.exists():
             self.node = msgspec.json.decode(path.read_bytes(), type=FakeNode)
@@ -117,8 +134,29 @@ class FakeNetwork:
             ]
             if left:
                 raise Conflict(f"{network_id} still has ports on this node: {', '.join(left)}.")
+            self._told.discard(network_id)
+            self.node.remotes.pop(network_id, None)
             if self.node.networks.pop(network_id, None):
                 self._save()
+
+    @hookimpl
+    def network_reach(self, network: NetworkSpec, reach: NetworkReach) -> None:
+        """Remember where ports are that are on other nodes."""
+        with self._lock:
+            if network.network_id not in self.node.networks:
+                raise Conflict(f"{network.network_id} is not prepared on this node.")
+            if not reach.is_whole and network.network_id not in self._told:
+                raise Stale(f"The ports of {network.network_id} elsewhere were never told whole.")
+            for remote in reach.remotes:
+                check_remote(network, remote)
+            before = self.node.remotes.get(network.network_id, {})
+            known = {} if reach.is_whole else dict(before)
+            for port_id in reach.removed_port_ids:
+                known.pop(port_id, None)
+            known |= {remote.port_id: remote for remote in reach.remotes}
+            self.node.remotes[network.network_id] = known
+            self._told.add(network.network_id)
+            self._save()
 
     @hookimpl
     def network_list(self) -> NetworkState:
@@ -127,6 +165,11 @@ class FakeNetwork:
             return NetworkState(
                 network_ids=tuple(sorted(self.node.networks)),
                 ports=tuple(port.attached for _, port in sorted(self.node.ports.items())),
+                remotes={
+                    network_id: tuple(sorted(known.values(), key=lambda one: one.mac))
+                    for network_id, known in sorted(self.node.remotes.items())
+                    if known
+                },
             )
 
     def _save(self) -> None:

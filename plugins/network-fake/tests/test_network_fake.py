@@ -10,7 +10,7 @@ from anynode_network_fake import FakeNetwork, Settings, create
 
 from appliance.hooks import Network
 from appliance.hookspecs import PluginContext, PluginSource
-from appliance.testing.network import NetworkContract, make_network, make_port
+from appliance.testing.network import SpanningNetworkContract, make_network, make_port
 
 
 def context(directory: Path) -> PluginContext:
@@ -22,7 +22,7 @@ def context(directory: Path) -> PluginContext:
     )
 
 
-class TestFakeNetwork(NetworkContract):
+class TestFakeNetwork(SpanningNetworkContract):
     @pytest.fixture
     def network_type(self) -> str:
         return "fake"
