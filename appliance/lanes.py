@@ -6,16 +6,21 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+from appliance.ending import end_threads
 from appliance.errors import AnynodeError, cause_chain
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Lanes:
     """A bounded number of threads; work of the same key runs in the order of submission.
 
-    The empty key stands for no order. Threads start when there is work and end with :meth:`stop`.
+    The empty key stands for no order. Threads start when there is work and end with :meth:`stop`;
+    one that does not end does not keep the process from ending.
     """
 
     def __init__(self, name: str, threads: int) -> None:
@@ -25,6 +30,7 @@ class Lanes:
         self._idle = 0
         self._ready: deque[tuple[str, Callable[[], None]]] = deque()
         self._waiting: dict[str, deque[Callable[[], None]]] = {}
+        self._asked: set[Future[Any]] = set()
         self._changed = threading.Condition()
         self._running = 0
         self._is_stopping = False
@@ -47,6 +53,30 @@ class Lanes:
                 thread = threading.Thread(target=self._loop, name=name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def ask(self, work: Callable[[], T]) -> Future[T]:
+        """Queue work in no order, and return what it will answer or raise.
+
+        It is cancelled when it has not begun by the time of :meth:`stop`.
+        """
+        answer: Future[T] = Future()
+
+        def give() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(work())
+            # The error is not swallowed: whoever waits for the answer gets it.
+            except BaseException as error:  # noqa: BLE001
+                answer.set_exception(error)
+
+        with self._changed:
+            self._asked.add(answer)
+        answer.add_done_callback(self._asked.discard)
+        self.submit("", give)
+        if self.is_stopping:
+            answer.cancel()
+        return answer
 
     def _loop(self) -> None:
         while True:
@@ -95,14 +125,20 @@ class Lanes:
             return self._changed.wait_for(self._is_quiet, deadline_s)
 
     def stop(self, deadline_s: float) -> bool:
-        """Take no more work, finish what runs, drop what waits; say whether it ended in time."""
+        """Take no more work, finish what runs, drop what waits; say whether it ended in time.
+
+        Threads that go on are logged.
+        """
         with self._changed:
             self._is_stopping = True
             self._ready.clear()
             for waiting in self._waiting.values():
                 waiting.clear()
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._running, deadline_s)
+            asked = tuple(self._asked)
+        for answer in asked:
+            answer.cancel()
+        return end_threads(self._threads, deadline_s)
 
 
 def _words(error: AnynodeError) -> str:

@@ -115,3 +115,37 @@ def test_quiet_only_when_it_is(lanes: Lanes) -> None:
     assert not lanes.wait_quiet(0.05)
     may_go_on.set()
     assert lanes.wait_quiet(10)
+
+
+def test_who_asks_gets_the_answer_or_the_error(lanes: Lanes) -> None:
+    assert lanes.ask(lambda: 6 * 7).result(10) == 42
+    with pytest.raises(ZeroDivisionError):
+        lanes.ask(lambda: 1 // 0).result(10)
+
+
+def test_what_is_asked_too_late_is_cancelled(lanes: Lanes) -> None:
+    meet, may_go_on = threading.Barrier(5), threading.Event()
+    begun = [lanes.ask(lambda: meet.wait(10) < 5 and may_go_on.wait(10)) for _ in range(4)]
+    meet.wait(10)
+    waiting = lanes.ask(lambda: True)
+    assert not lanes.stop(0)
+    assert waiting.cancelled()
+    assert lanes.ask(lambda: True).cancelled()
+    may_go_on.set()
+    assert all(one.result(10) for one in begun)
+
+
+def test_work_that_never_ends_is_named(lanes: Lanes, caplog: pytest.LogCaptureFixture) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def dawdle() -> None:
+        begun.set()
+        may_go_on.wait(10)
+
+    lanes.submit("a", dawdle)
+    assert begun.wait(10)
+    assert not lanes.stop(0)
+    may_go_on.set()
+    assert "the thread test-0 does not end" in caplog.text
+    assert "dawdle" in caplog.text
+    assert lanes.stop(10)

@@ -13,9 +13,11 @@ from typing import Any
 
 from cheroot import server as cheroot_server
 from cheroot import wsgi
+from cheroot.workers import threadpool
 
 from appliance.api.connections import IDLE_S, LARGEST_HEAD, Connection, Connections
 from appliance.api.ec2.protocol.serializer import serialize_error
+from appliance.ending import Countdown, end_threads
 from appliance.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ MOST_HEADERS = 100
 WRITE_S = 60.0
 """Seconds within which a reply must have been taken, however it is read."""
 
+_CUT_S = 1.0
 _BACKLOG = 128
 _KEPT_CONNECTIONS = 200
 _CODES = {
@@ -129,6 +132,43 @@ class _Gateway(wsgi.Gateway_10):
         return environ
 
 
+class _Workers(threadpool.ThreadPool):
+    """The threads that serve requests; one that never ends holds up neither stop nor process."""
+
+    # What cheroot keeps to itself, and does not describe.
+    _threads: list[Any]
+    _queue: Any
+
+    def _spawn_worker(self) -> Any:
+        worker = threadpool.WorkerThread(self.server)  # type: ignore[no-untyped-call]
+        worker.name = f"{self.server.name}-{worker.name}"
+        worker.daemon = True
+        worker.start()
+        return worker
+
+    def stop(self, timeout: float = 5) -> None:
+        """Serve what waits, cut what is not served in time, and leave what goes on even then."""
+        workers = [one for one in self._threads if one is not threading.current_thread()]
+        self._threads.clear()
+        for _ in workers:
+            self._queue.put(threadpool._SHUTDOWNREQUEST)  # type: ignore[attr-defined]
+        countdown = Countdown(timeout)
+        for worker in workers:
+            worker.join(countdown.left_s())
+            _cut(worker.conn)
+        end_threads(workers, _CUT_S)
+
+
+def _cut(connection: Connection | None) -> None:
+    """End a connection in both directions: whoever reads or writes there goes on."""
+    if connection is None:
+        return
+    try:
+        connection.socket.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        log.debug("could not cut %s: %s", connection.remote_addr, error)
+
+
 class Server(wsgi.Server):
     """An HTTP server for one WSGI application.
 
@@ -158,10 +198,11 @@ class Server(wsgi.Server):
             request_queue_size=_BACKLOG,
             timeout=int(IDLE_S),
         )
+        self.requests = _Workers(self, min=threads, max=threads)
         self.gateway = _Gateway
         self.max_request_header_size = LARGEST_HEAD
         self.writing: dict[_Connection, float] = {}
-        self._name = name
+        self.name = name
         self._bind_error: OSError | None = None
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
@@ -198,17 +239,16 @@ class Server(wsgi.Server):
         except OSError as error:
             raise _cannot_listen(address, port, self._bind_error or error) from error
         for work in (self.serve, self._watch):
-            thread = threading.Thread(target=work, name=f"{self._name}-{len(self._threads)}")
+            thread = threading.Thread(target=work, name=f"{self.name}-{len(self._threads)}")
             thread.daemon = True
             thread.start()
             self._threads.append(thread)
 
     def close(self) -> None:
-        """Serve what is under way and end. Safe to repeat."""
+        """Serve what is under way, for some seconds, and end. Safe to repeat."""
         self._ended.set()
         self.stop()
-        for thread in self._threads:
-            thread.join(self.shutdown_timeout)
+        end_threads(self._threads, self.shutdown_timeout)
         self._threads.clear()
 
     def bind(self, family: int, kind: int, proto: int = 0) -> Any:
@@ -230,10 +270,7 @@ class Server(wsgi.Server):
             for connection, deadline in list(self.writing.items()):
                 if deadline < now:
                     self.writing.pop(connection, None)
-                    try:
-                        connection.socket.shutdown(socket.SHUT_RDWR)
-                    except OSError as error:
-                        log.debug("could not cut %s: %s", connection.remote_addr, error)
+                    _cut(connection)
 
 
 def _cannot_listen(address: str, port: int, error: OSError) -> ConfigError:

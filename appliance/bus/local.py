@@ -10,10 +10,11 @@ import heapq
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar
 
+from appliance.ending import Countdown, end_threads
 from appliance.errors import AnynodeError, InputError, Stale, Unavailable, cause_chain
 from appliance.lanes import Lanes
 from appliance.messages import DeadLetter, Message, decode, encode
@@ -60,8 +61,8 @@ class LocalBus:
         self._lane_count = lanes
         self._roles: dict[str, Role] = {}
         self._lanes: dict[str, Lanes] = {}
-        # A pool for each topic: a question that is asked while another is answered finds a thread.
-        self._callers: dict[str, ThreadPoolExecutor] = {}
+        # For each topic: a question that is asked while another is answered finds a thread.
+        self._callers: dict[str, Lanes] = {}
         self._done: set[str] = set()
         self._known: set[str] = set()
         self._later: list[tuple[float, int, OutboxRow, int]] = []
@@ -74,9 +75,7 @@ class LocalBus:
     def serve(self, role: Role) -> None:
         self._roles[role.topic] = role
         self._lanes[role.topic] = Lanes(role.name, self._lane_count)
-        self._callers[role.topic] = ThreadPoolExecutor(
-            _CALL_THREADS, thread_name_prefix=f"{role.name}-call"
-        )
+        self._callers[role.topic] = Lanes(f"{role.name}-call", _CALL_THREADS)
 
     def start(self) -> None:
         self._is_stopping = False
@@ -87,12 +86,12 @@ class LocalBus:
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
+        countdown = Countdown(deadline_s)
         if self._thread:
-            self._thread.join(deadline_s)
-        for lanes in self._lanes.values():
-            lanes.stop(deadline_s)
-        for callers in self._callers.values():
-            callers.shutdown(wait=False, cancel_futures=True)
+            end_threads([self._thread], countdown.left_s())
+        # What takes casts asks questions, and so comes first.
+        for lanes in (*self._lanes.values(), *self._callers.values()):
+            lanes.stop(countdown.left_s())
 
     def cast(self, topic: str, message: Message) -> None:
         self._store.transaction(lambda tx: tx.cast(topic, message))
@@ -105,12 +104,11 @@ class LocalBus:
             raise Unavailable(f"Nobody here answers {kind} on {topic}.")
         # Through the codec, so that nobody comes to rely on shared objects.
         asked = decode(kind, encode(question))
-        try:
-            future = self._callers[topic].submit(handler, asked)
-        except RuntimeError as error:
-            raise Unavailable(f"The bus takes no {kind} any more: it was stopped.") from error
+        future = self._callers[topic].ask(lambda: handler(asked))
         try:
             given = future.result(timeout=deadline_s)
+        except CancelledError as error:
+            raise Unavailable(f"The bus takes no {kind} any more: it was stopped.") from error
         except FutureTimeoutError as error:
             future.cancel()
             raise Unavailable(f"{topic} did not answer {kind} within {deadline_s:g} s.") from error

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 
 from appliance.datapath.metadata import Request, Response, Tokens, answer, error
 from appliance.datapath.metadata_tree import Subject
-from appliance.errors import ConfigError
+from appliance.ending import end_threads
+from appliance.errors import ConfigError, Unavailable
 from appliance.firewall import METADATA_ADDRESS
+from appliance.lanes import Lanes
 from appliance.world import Clock, SystemClock
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ _HEAD_BYTES = 16384
 _BODY_BYTES = 16384
 _IP_FREEBIND = 15
 _LOOKUP_THREADS = 4
+_LOOP_S = 10.0
+_END_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class MetadataServer:
         self._listeners: dict[str, _Listener] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._workers: ThreadPoolExecutor | None = None
+        self._workers = Lanes("metadata", _LOOKUP_THREADS)
 
     def listen(
         self, network_id: str, device: str, address: str = METADATA_ADDRESS, port: int = 80
@@ -96,6 +100,7 @@ class MetadataServer:
         Safe to repeat; after the bridge was made anew the listener is, too.
 
         :raises ConfigError: there is no such link, or the port is taken; nothing was changed.
+        :raises Unavailable: the service's own thread does not answer.
         """
         with self._lock:
             try:
@@ -122,16 +127,22 @@ class MetadataServer:
                 self._close(listener)
 
     def stop(self) -> None:
-        """Stop serving all networks and end the thread; safe to repeat."""
+        """Stop serving all networks and end the threads; safe to repeat.
+
+        A look-up that goes on is left behind.
+
+        :raises Unavailable: the service's own thread does not answer.
+        """
         with self._lock:
             for listener in list(self._listeners.values()):
                 self._close(listener)
-            if self._loop and self._thread and self._workers:
+            if self._loop and self._thread:
                 self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
-                self._loop.close()
-                self._workers.shutdown()
-            self._loop = self._thread = self._workers = None
+                if end_threads([self._thread], _END_S):
+                    self._loop.close()
+                self._workers.stop(_END_S)
+                self._workers = Lanes("metadata", _LOOKUP_THREADS)
+            self._loop = self._thread = None
 
     @property
     def network_ids(self) -> tuple[str, ...]:
@@ -142,12 +153,14 @@ class MetadataServer:
     def _run(self, work: Coroutine[Any, Any, R]) -> R:
         if not self._loop:
             self._loop = asyncio.new_event_loop()
-            self._workers = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="metadata")
             self._thread = threading.Thread(
                 target=self._loop.run_forever, name="metadata", daemon=True
             )
             self._thread.start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(_LOOP_S)
+        except FutureTimeoutError as error:
+            raise Unavailable("The metadata service does not answer.") from error
 
     async def _start(self, listener: _Listener, bound: socket.socket) -> None:
         listener.server = await asyncio.start_server(
@@ -207,10 +220,9 @@ class MetadataServer:
             pass
 
     async def _answer(self, request: Request) -> Response:
-        loop = asyncio.get_running_loop()
         try:
-            subject = await loop.run_in_executor(
-                self._workers, self._lookup, request.network_id, request.source
+            subject = await asyncio.wrap_future(
+                self._workers.ask(partial(self._lookup, request.network_id, request.source))
             )
             return answer(request, subject, self._tokens, self._clock.now())
         except Exception:

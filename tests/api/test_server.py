@@ -10,6 +10,8 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -458,3 +460,72 @@ def test_a_closed_server_is_forgotten() -> None:
     del server
     gc.collect()
     assert known() is None
+
+
+@contextmanager
+def closing(app: Callable[..., Iterable[bytes]]) -> Iterator[socket.socket]:
+    """A server that must have ended soon after the block, and a peer that sent it a request."""
+    server = Server("127.0.0.1", 0, app, 1, name="closing")
+    server.shutdown_timeout = 0.3
+    server.open()
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.settimeout(10)
+        peer.connect(("127.0.0.1", server.port))
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n")
+        yield peer
+        ending = threading.Thread(target=server.close, daemon=True)
+        ending.start()
+        ending.join(5)
+        assert not ending.is_alive()
+
+
+def test_a_request_that_is_never_done_does_not_hold_up_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def dawdle(environ: object, start_response: object) -> Iterable[bytes]:
+        begun.set()
+        may_go_on.wait(60)
+        return []
+
+    with closing(dawdle):
+        assert begun.wait(10)
+    late = [one for one in threading.enumerate() if one.name.startswith("closing")]
+    assert [one.daemon for one in late] == [True], "the interpreter would wait for it"
+    assert f"the thread {late[0].name} does not end" in caplog.text
+    may_go_on.set()
+    late[0].join(10)
+
+
+def test_a_reply_that_is_taken_slowly_is_cut_at_the_end() -> None:
+    # Each of its pieces goes in time; it is the whole that would take for ever.
+    sent: list[int] = []
+
+    def endless(environ: object, start_response: Callable[..., object]) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        while True:
+            sent.append(1)
+            yield b"x" * 4096
+
+    with closing(endless) as peer:
+        is_over = threading.Event()
+
+        def sip() -> None:
+            while not is_over.wait(0.05):
+                try:
+                    peer.recv(4096)
+                except OSError:
+                    return
+
+        sipping = threading.Thread(target=sip)
+        sipping.start()
+        wait_for(lambda: len(sent) > 2, 10, "the reply to begin")
+    is_over.set()
+    sipping.join(10)
+    wait_for(
+        lambda: not any(one.name.startswith("closing") for one in threading.enumerate()),
+        10,
+        "the server's threads to end",
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
+from appliance.datapath import metadata_server
 from appliance.datapath.metadata_server import Bounds, MetadataServer, parse_head
 from appliance.datapath.metadata_tree import Subject
 from appliance.errors import ConfigError
@@ -232,6 +234,34 @@ def test_close_cuts_what_is_being_answered(server: MetadataServer, port: int) ->
         server.close("subnet-1")
         assert waiting.recv(1) == b""
         assert time.monotonic() - begun < 0.9
+
+
+def test_a_look_up_that_never_ends_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metadata_server, "_END_S", 0.2)
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def dawdle(network_id: str, address: str) -> None:
+        begun.set()
+        may_go_on.wait(60)
+
+    server = MetadataServer(dawdle, KEY)
+    try:
+        port = free_port()
+        server.listen("subnet-1", "lo", "127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+            peer.sendall(INSTANCE_ID)
+            assert begun.wait(10)
+            ending = threading.Thread(target=server.stop, daemon=True)
+            ending.start()
+            ending.join(10)
+            assert not ending.is_alive()
+            late = [one for one in threading.enumerate() if one.name.startswith("metadata")]
+            assert late
+            assert all(one.daemon for one in late), "the interpreter would wait for them"
+    finally:
+        may_go_on.set()
 
 
 def test_what_cannot_be_served_is_said(server: MetadataServer, port: int) -> None:
