@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 from anynode_network_fake import FakeNetwork
-from anynode_network_flatdhcp.driver import FlatDhcp
 
+from appliance.datapath.bridged import BridgedNetworks
 from appliance.datapath.reach import ReachKeeper, Spanning
 from appliance.errors import Unavailable
 from appliance.hooks import Network
-from appliance.hookspecs import hookimpl
+from appliance.hookspecs import PluginContext, PluginSource, hookimpl
 from appliance.model import NetworkReach, NetworkSpec
 from appliance.testing.network import make_network, make_remote
 
@@ -113,7 +114,10 @@ def test_a_network_that_ends_at_the_node_needs_no_reach(place: Place) -> None:
 
 
 def test_a_plugin_may_leave_the_hook_out(tmp_path: Path) -> None:
-    ending = FlatDhcp(dhcp_user="dnsmasq", state_dir=tmp_path, run_dir=tmp_path)
-    driver = Network("flatdhcp", ending)
+    context = PluginContext(
+        node_name="n1", state_dir=tmp_path, run_dir=tmp_path, plugins=cast(PluginSource, None)
+    )
+    ending = BridgedNetworks(context, type_name="x", nat_table="x", dhcp_user="dnsmasq")
+    driver = Network("x", ending)
     assert not driver.spans_nodes
     assert Network("fake", FakeNetwork(None)).spans_nodes

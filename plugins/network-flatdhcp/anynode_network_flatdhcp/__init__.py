@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from anynode_network_flatdhcp.driver import FlatDhcp
+from appliance.datapath import nat
+from appliance.datapath.bridged import BridgedNetworks
 from appliance.hookspecs import PluginContext
 
 api_versions = frozenset({1})
@@ -26,6 +27,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def create(settings: Settings, context: PluginContext) -> object:
     """Return the driver; nothing on the node is touched yet."""
-    return FlatDhcp(
-        dhcp_user=settings.dhcp_user, state_dir=context.state_dir, run_dir=context.run_dir
+    return BridgedNetworks(
+        context, type_name="flatdhcp", nat_table=nat.TABLE, dhcp_user=settings.dhcp_user
     )

@@ -17,9 +17,9 @@ from typing import cast
 import msgspec
 import pytest
 from anynode_network_flatdhcp import Settings, create
-from anynode_network_flatdhcp.driver import reachable_directory
 
 from appliance.datapath import links
+from appliance.datapath.bridged import reachable_directory
 from appliance.errors import ConfigError, Conflict
 from appliance.hooks import Network
 from appliance.hookspecs import PluginContext, PluginSource

@@ -411,7 +411,7 @@ def lease(folder: Path, code: int) -> list[str]:
 
 def network_record(folder: Path, code: int) -> list[str]:
     """Write the record of a network plugin."""
-    from anynode_network_flatdhcp.record import RecordFile
+    from appliance.datapath.network_record import RecordFile
 
     def make(where: Path) -> list[str]:
         record = RecordFile(where / "networks.json")

@@ -1,7 +1,7 @@
-"""What the plugin means to have on this node, written before it is made.
+"""What a network plugin means to have on this node, written before it is made.
 
 The kernel is the truth of what there is; the record only says which of it is ours to put right or
-to remove after a crash, and what a setting was before we changed it.
+to remove after a crash.
 """
 
 from __future__ import annotations
@@ -15,19 +15,11 @@ from appliance.files import write_whole
 from appliance.model import NetworkSpec
 
 
-class Forwarding(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of ``ip_forward`` before us, during one boot of the machine."""
-
-    boot_id: str
-    before: str
-
-
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Networks by id, the network of each port by port id, and what forwarding was."""
+    """Networks by id, and the network of each port by port id."""
 
     networks: dict[str, NetworkSpec] = {}
     ports: dict[str, str] = {}
-    forwarding: Forwarding | None = None
 
     def with_network(self, network: NetworkSpec) -> Record:
         """Return the record with that network."""

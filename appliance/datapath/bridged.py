@@ -1,4 +1,7 @@
-"""The hooks of ``flatdhcp``: what is to be ours is recorded first, and forgotten last."""
+"""Networks that are a bridge on each node, with DHCP, DNS and a way out: hooks of their plugins.
+
+What is to be ours is recorded first, and forgotten last.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from msgspec.structs import replace
-
-from anynode_network_flatdhcp.record import Forwarding, RecordFile
-from appliance.datapath import dnsmasq, links, nat
+from appliance.datapath import dnsmasq, forwarding, links, nat
 from appliance.datapath.checks import (
     check_network,
     check_network_id,
@@ -18,20 +18,35 @@ from appliance.datapath.checks import (
     check_port_id,
     interface,
 )
+from appliance.datapath.network_record import RecordFile
 from appliance.errors import Conflict, NotFound
-from appliance.hookspecs import hookimpl
-from appliance.model import AttachedPort, NetworkSpec, NetworkState, PortSpec, tap_name
+from appliance.hookspecs import PluginContext, hookimpl
+from appliance.model import (
+    AttachedPort,
+    NetworkSpec,
+    NetworkState,
+    PortSpec,
+    RemotePort,
+    tap_name,
+)
 
-TYPE = "flatdhcp"
 
-_FORWARD = "ipv4/ip_forward"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+class BridgedNetworks:
+    """All networks of one type on this node; calls from several threads take turns.
 
+    A plugin whose networks need more than that is a subclass that fills ``check``, ``complete``,
+    ``strip``, ``strip_unrecorded``, ``more_warnings`` and ``remotes``.
 
-class FlatDhcp:
-    """All networks of type ``flatdhcp`` on this node; calls from several threads take turns."""
+    :param type_name: the plugin's name, in the mark of every link.
+    :param nat_table: the nft table of the type's way out, which no other type has.
+    """
 
-    def __init__(self, *, dhcp_user: str, state_dir: Path, run_dir: Path) -> None:
+    def __init__(
+        self, context: PluginContext, *, type_name: str, nat_table: str, dhcp_user: str
+    ) -> None:
+        state_dir, run_dir = context.state_dir, context.run_dir
+        self._type = type_name
+        self._nat_table = nat_table
         self._user = dhcp_user
         self._private = run_dir
         self._reachable = reachable_directory(run_dir)
@@ -45,6 +60,7 @@ class FlatDhcp:
         with self._lock:
             known = self._record.value.networks.get(network.network_id)
             self._check_before(network, known)
+            self.check(network)
             self._record.write(self._record.value.with_network(network))
             try:
                 self._make(network)
@@ -67,7 +83,7 @@ class FlatDhcp:
                     f"Bridge {network.bridge} of {network.network_id} is already that of "
                     f"{other.network_id}."
                 )
-        links.check_bridge(network.bridge, _mark(network.network_id), is_known=bool(known))
+        links.check_bridge(network.bridge, self.mark(network.network_id), is_known=bool(known))
         if not links.link(network.bridge):
             links.check_range_is_free(network.cidr, network_id=network.network_id)
 
@@ -77,13 +93,14 @@ class FlatDhcp:
             gateways.append(interface(network.cidr6, network.gateway6))
         links.ensure_bridge(
             network.bridge,
-            _mark(network.network_id),
+            self.mark(network.network_id),
             mtu=network.mtu,
             gateways=tuple(gateways),
             is_known=True,
         )
-        nat.apply(list(self._record.value.networks.values()))
-        self._allow_forwarding()
+        self.complete(network)
+        nat.apply(list(self._record.value.networks.values()), self._nat_table)
+        forwarding.allow(self._private.parent, self._type)
         self._make_reachable()
         dnsmasq.ensure_running(network, self._places(network.network_id), self._user)
 
@@ -109,7 +126,7 @@ class FlatDhcp:
     def _make_port(self, network: NetworkSpec, port: PortSpec, tap: str) -> None:
         links.ensure_tap(
             tap,
-            _mark(network.network_id, port.port_id),
+            self.mark(network.network_id, port.port_id),
             bridge=network.bridge,
             mac=port.mac,
             mtu=network.mtu,
@@ -140,7 +157,7 @@ class FlatDhcp:
         """Say whether we made the tap of that port, or meant to."""
         found = links.link(tap_name(port_id))
         if found and found.mark:
-            return found.mark.type == TYPE
+            return found.mark.type == self._type
         return port_id in self._record.value.ports
 
     @hookimpl
@@ -161,18 +178,19 @@ class FlatDhcp:
     def _unmake_unrecorded(self, network_id: str, present: Mapping[str, links.Link]) -> None:
         """Remove what is left of a network whose record was lost."""
         dnsmasq.remove(self._places(network_id))
+        self.strip_unrecorded(network_id, present)
         for name in present:
-            links.remove_bridge(name, _mark(network_id), is_known=False)
+            links.remove_bridge(name, self.mark(network_id), is_known=False)
 
     def _unmake(self, network: NetworkSpec) -> None:
         rest = self._record.value.without_network(network.network_id)
         dnsmasq.remove(self._places(network.network_id))
-        nat.apply(list(rest.networks.values()))
-        links.remove_bridge(network.bridge, _mark(network.network_id), is_known=True)
+        nat.apply(list(rest.networks.values()), self._nat_table)
+        self.strip(network, is_last=not rest.networks)
+        links.remove_bridge(network.bridge, self.mark(network.network_id), is_known=True)
         if not rest.networks:
-            self._restore_forwarding()
+            forwarding.give_back(self._private.parent, self._type)
             self._remove_reachable()
-            rest = replace(rest, forwarding=None)
         self._record.write(rest)
 
     @hookimpl
@@ -183,12 +201,13 @@ class FlatDhcp:
             bridges = {
                 link.mark.network_id
                 for link in present.values()
-                if link.kind == "bridge" and link.mark and link.mark.type == TYPE
+                if link.kind == "bridge" and link.mark and link.mark.type == self._type
             }
             return NetworkState(
                 network_ids=tuple(sorted(bridges | set(self._record.value.networks))),
                 ports=tuple(self._ports(present)),
-                warnings=tuple(self._warnings(present, bridges)),
+                warnings=(*self._warnings(present, bridges), *self.more_warnings(present)),
+                remotes=self.remotes(present),
             )
 
     def _ports(self, present: Mapping[str, links.Link]) -> Iterator[AttachedPort]:
@@ -197,7 +216,7 @@ class FlatDhcp:
         for name, link in sorted(present.items()):
             if link.kind != "tun" or not links.TAP_NAME.fullmatch(name):
                 continue
-            if link.mark and link.mark.type == TYPE:
+            if link.mark and link.mark.type == self._type:
                 port_id, network_id = link.mark.port_id, link.mark.network_id
             elif link.mark is None and name in meant:
                 port_id, network_id = meant[name], self._record.value.ports[meant[name]]
@@ -207,7 +226,7 @@ class FlatDhcp:
 
     def _warnings(self, present: Mapping[str, links.Link], bridges: set[str]) -> Iterator[str]:
         record = self._record.value
-        translated = nat.applied()
+        translated = nat.applied(self._nat_table)
         taps = list(self._ports(present))
         ports = {one.port_id: one.network_id for one in taps}
         for network_id, network in sorted(record.networks.items()):
@@ -227,7 +246,7 @@ class FlatDhcp:
             yield from (f"DHCP knows port {one}, which has no tap." for one in sorted(known - here))
         for network_id in sorted(bridges - set(record.networks)):
             yield f"The bridge of {network_id} is not in the record of networks."
-        if record.networks and links.read_sysctl(_FORWARD) != "1":
+        if record.networks and not forwarding.is_allowed():
             yield "net.ipv4.ip_forward is 0: instances do not reach beyond this node."
 
     def _places(self, network_id: str) -> dnsmasq.Places:
@@ -246,18 +265,38 @@ class FlatDhcp:
         elif self._reachable.exists():
             self._reachable.rmdir()
 
-    def _allow_forwarding(self) -> None:
-        boot_id = _BOOT_ID.read_text().strip()
-        known = self._record.value.forwarding
-        if not known or known.boot_id != boot_id:
-            before = Forwarding(boot_id=boot_id, before=links.read_sysctl(_FORWARD))
-            self._record.write(replace(self._record.value, forwarding=before))
-        links.write_sysctl(_FORWARD, "1")
+    def mark(self, network_id: str, port_id: str = "") -> links.Mark:
+        """Return the mark of a link of ours."""
+        return links.Mark(type=self._type, network_id=network_id, port_id=port_id)
 
-    def _restore_forwarding(self) -> None:
-        known = self._record.value.forwarding
-        if known and known.boot_id == _BOOT_ID.read_text().strip():
-            links.write_sysctl(_FORWARD, known.before)
+    def prepared_networks(self) -> dict[str, NetworkSpec]:
+        """Return the networks that are to be here, by id."""
+        return self._record.value.networks
+
+    # What follows is for types whose networks are more than a bridge.
+
+    def check(self, network: NetworkSpec) -> None:
+        """Raise unless the network may be made; changes nothing."""
+
+    def complete(self, network: NetworkSpec) -> None:
+        """Make what the network needs besides its bridge, which is there; safe to repeat."""
+
+    def strip(self, network: NetworkSpec, *, is_last: bool) -> None:
+        """Remove what :meth:`complete` has made, before the bridge goes; safe to repeat.
+
+        :param is_last: no other network of the type is here.
+        """
+
+    def strip_unrecorded(self, network_id: str, present: Mapping[str, links.Link]) -> None:
+        """Remove the same of a network whose record was lost."""
+
+    def more_warnings(self, present: Mapping[str, links.Link]) -> Iterator[str]:
+        """Say what is wrong with it."""
+        yield from ()
+
+    def remotes(self, present: Mapping[str, links.Link]) -> dict[str, tuple[RemotePort, ...]]:
+        """Return the ports on other nodes that are reached, by network."""
+        return {}
 
 
 def reachable_directory(run_dir: Path) -> Path:
@@ -274,7 +313,3 @@ def reachable_directory(run_dir: Path) -> Path:
 def _is_in(present: Mapping[str, links.Link], tap: str, bridge: str) -> bool:
     owner = present.get(bridge)
     return owner is not None and present[tap].master == owner.index
-
-
-def _mark(network_id: str, port_id: str = "") -> links.Mark:
-    return links.Mark(type=TYPE, network_id=network_id, port_id=port_id)
