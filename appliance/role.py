@@ -30,13 +30,15 @@ class Periodic:
 class Role:
     """A role as a node runs it.
 
-    ``topic`` is where its casts and calls arrive. ``start`` runs before the first message and may
+    ``topic`` is where its casts and calls arrive; hints arrive there and at ``group_topic``, which
+    it shares with others of its kind. ``start`` runs before the first message and may
     take long; ``stop`` ends what ``start`` began. Both are safe to repeat. ``port`` tells the TCP
     port that it listens on from then on, 0 for none.
     """
 
     name: str
     topic: str
+    group_topic: str = ""
     casts: Mapping[type[Message], CastHandler] = field(default_factory=dict)
     calls: Mapping[type[Message], CallHandler] = field(default_factory=dict)
     hears: Mapping[type[Message], Callable[[Any], None]] = field(default_factory=dict)

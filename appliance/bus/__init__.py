@@ -42,7 +42,14 @@ class Bus(Protocol):
     """What a node sends and receives with."""
 
     def serve(self, role: Role) -> None:
-        """Let a role take its messages; before :meth:`start`."""
+        """Let a role take its messages, from :meth:`start` on or at once."""
+        ...
+
+    def retire(self, topic: str, deadline_s: float) -> None:
+        """Let a role finish what is under way, and take no more; safe to repeat.
+
+        What waits stays for whoever serves the topic next.
+        """
         ...
 
     def start(self) -> None:
@@ -69,5 +76,12 @@ class Bus(Protocol):
         ...
 
     def announce(self, topic: str, message: Message) -> None:
-        """Send a hint to all who serve the topic; it may get lost."""
+        """Send a hint to all who serve the topic or have it as their group's; it may get lost."""
+        ...
+
+    def well_for_s(self) -> float:
+        """Return for how many seconds messages have got through without a gap; 0: they do not.
+
+        Whoever draws conclusions from silence asks this first.
+        """
         ...

@@ -88,18 +88,21 @@ _PORTS_ON_NODE = (
 )
 _THESE_ON_NODE = _PORTS_ON_NODE.where(ports.c.id.in_(bindparam("port_ids", expanding=True)))
 # By nodes, and not by ports, of which there may be a thousand times as many.
-_HOLDERS = select(networks.c.id, nodes.c.id).where(
-    networks.c.id.in_(bindparam("network_ids", expanding=True)),
-    nodes.c.removed_at.is_(None),
-    exists()
+_HOLDERS = (
+    select(networks.c.id.label("network_id"), nodes.c.id.label("node_id"))
+    .select_from(networks.join(nodes, nodes.c.removed_at.is_(None)))
     .where(
-        placements.c.node_id == nodes.c.id,
-        placements.c.phase == "committed",
-        ports.c.instance_id == placements.c.instance_id,
-        ports.c.network_id == networks.c.id,
-        ports.c.is_bound.is_(True),
+        networks.c.id.in_(bindparam("network_ids", expanding=True)),
+        exists()
+        .where(
+            placements.c.node_id == nodes.c.id,
+            placements.c.phase == "committed",
+            ports.c.instance_id == placements.c.instance_id,
+            ports.c.network_id == networks.c.id,
+            ports.c.is_bound.is_(True),
+        )
+        .correlate(networks, nodes),
     )
-    .correlate(networks, nodes),
 )
 _GROUPS_OF = (
     select(port_groups)
@@ -152,9 +155,9 @@ def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str
     for network_id, revision in revisions.items():
         if revision % 100 == 0:
             _forget_old(tx, network_id, revision - KEPT_CHANGES)
-    for network_id, node_id in tx.execute(_HOLDERS, {"network_ids": list(revisions)}):
-        news = PolicyChanged(network_id=network_id, revision=revisions[network_id])
-        tx.announce(node_topic("datapath", node_id), news)
+    for row in tx.execute(_HOLDERS, {"network_ids": list(revisions)}):
+        news = PolicyChanged(network_id=row.network_id, revision=revisions[row.network_id])
+        tx.announce(node_topic("datapath", row.node_id), news)
     return revisions
 
 

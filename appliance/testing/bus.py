@@ -74,7 +74,7 @@ class BusContract:
         yield made
         made.stop(10)
 
-    def serve(self, bus: Bus, topic: str = "controller", **handlers: Any) -> None:
+    def serve(self, bus: Bus, topic: str = "controller", group: str = "", **handlers: Any) -> None:
         """Let a role take messages; ``wanted``, ``reboot``, ``letter``, ``read``, ``changed``."""
         kinds: dict[str, type[Message]] = {
             "wanted": Wanted,
@@ -84,6 +84,7 @@ class BusContract:
         role = Role(
             name=topic,
             topic=topic,
+            group_topic=group,
             casts={kind: handlers[name] for name, kind in kinds.items() if name in handlers},
             calls={ReadConsole: handlers["read"]} if "read" in handlers else {},
             hears={PolicyChanged: handlers["changed"]} if "changed" in handlers else {},
@@ -317,14 +318,46 @@ class BusContract:
 
     def test_an_announcement_reaches_all_who_hear_it(self, bus: Bus) -> None:
         first, second, deaf = Listener(), Listener(), Listener()
-        self.serve(bus, topic="datapath.n1", changed=first)
-        self.serve(bus, topic="datapath.n2", changed=second)
-        self.serve(bus, topic="compute.n1", changed=deaf)
+        self.serve(bus, topic="datapath.n1", group="datapath", changed=first)
+        self.serve(bus, topic="compute.n1", group="datapath", changed=second)
+        self.serve(bus, topic="member.n1", group="member", changed=deaf)
         bus.start()
         news = PolicyChanged(network_id="subnet-1", revision=7)
         bus.announce("datapath", news)
         assert first.wait_for(1) == second.wait_for(1) == [news]
-        assert deaf.heard == []
+        own = PolicyChanged(network_id="subnet-2", revision=8)
+        bus.announce("datapath.n1", own)
+        assert first.wait_for(2) == [news, own]
+        assert (second.heard, deaf.heard) == ([news], [])
+
+    def test_who_announces_hears_it_once(self, bus: Bus) -> None:
+        heard = Listener()
+        self.serve(bus, topic="controller", changed=heard)
+        bus.start()
+        bus.announce("controller", PolicyChanged(network_id="subnet-1", revision=7))
+        heard.wait_for(1)
+        time.sleep(0.2)
+        assert len(heard.heard) == 1
+
+    def test_a_role_may_come_and_go(self, bus: Bus) -> None:
+        first, second = Listener(), Listener()
+        self.serve(bus, topic="network", read=lambda question: Done(detail="there"))
+        bus.start()
+        self.serve(bus, wanted=first)
+        bus.cast("controller", Wanted(instance_id="i-1"))
+        first.wait_for(1)
+        bus.retire("controller", 10)
+        bus.retire("controller", 10)
+        bus.cast("controller", Wanted(instance_id="i-2"))
+        question = ReadConsole(instance_id="i-1")
+        assert bus.call("network", question, Done, DEADLINE_S) == Done(detail="there")
+        self.serve(bus, wanted=second)
+        assert second.wait_for(1) == [Wanted(instance_id="i-2")]
+        assert first.heard == [Wanted(instance_id="i-1")]
+
+    def test_it_says_that_it_is_well(self, bus: Bus) -> None:
+        bus.start()
+        wait_until(lambda: bus.well_for_s() > 0, "the bus is well")
 
     def test_an_announcement_that_nobody_hears_is_lost(self, bus: Bus) -> None:
         bus.start()

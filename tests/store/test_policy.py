@@ -16,12 +16,12 @@ from hypothesis.stateful import (
 )
 
 from appliance.firewall.policy import apply_delta
-from appliance.messages import GetPolicy
+from appliance.messages import GetPolicy, node_topic
 from appliance.model import NetworkPolicy
 from appliance.store import Transaction, attributes, groups, placements, policy
 from appliance.store import instances as instance_rows
 from appliance.store.groups import Group, Match
-from tests.store.conftest import claim_room, make_site
+from tests.store.conftest import Site, claim_room, make_site
 
 NODES = ("a", "b")
 
@@ -163,3 +163,30 @@ TestPolicies.settings = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_news_go_to_the_nodes_that_hold_ports(site: Site) -> None:
+    holder, former, stranger = (site.add_node(name) for name in ("holder", "former", "stranger"))
+
+    def launch(tx: Transaction, node_id: str) -> str:
+        (instance_id,) = site.launch(tx)
+        assert claim_room(tx, instance_id, 1, node_id)
+        instance_rows.placed(tx, [(instance_id, 1, node_id)])
+        assert placements.commit(tx, instance_id, 1, node_id)
+        site.bind(tx, instance_id)
+        return instance_id
+
+    def prepare(tx: Transaction) -> None:
+        launch(tx, holder)
+        launch(tx, holder)
+        placement = placements.active(tx, launch(tx, former))
+        assert placement
+        placements.end(tx, placement, "gone")
+
+    def change(tx: Transaction) -> list[str]:
+        policy.group_changed(tx, site.vpc_id, site.group_id)
+        return [topic for topic, _ in tx.announcements]
+
+    site.store.transaction(prepare)
+    assert site.store.transaction(change) == [node_topic("datapath", holder)]
+    assert stranger in site.node_ids
