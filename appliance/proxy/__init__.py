@@ -1,0 +1,13 @@
+"""EC2 on nodes that cannot answer it: a call goes, as it came, to a node that can.
+
+Between the two nodes it travels over mutual TLS under a prefix of the peer service. Only what comes
+there is believed about where a call came from.
+"""
+
+from __future__ import annotations
+
+PREFIX = "/ec2"
+"""The path of the peer service under which it takes calls for the API."""
+
+SOURCE = "x-anynode-source"
+"""The header in which one member tells another the address that a call came from."""
