@@ -8,33 +8,24 @@ leaves this package.
 from __future__ import annotations
 
 import logging
-import os
-import sqlite3
 import threading
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    CursorResult,
-    Engine,
-    ExceptionContext,
-    create_engine,
-    event,
-    make_url,
-)
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy import URL, Connection, CursorResult, Engine, RootTransaction, event, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.sql.base import Executable
 
 from appliance.config import without_password
 from appliance.errors import ConfigError, Unavailable
 from appliance.messages import Message, encode
-from appliance.store import schema
+from appliance.store import on_sqlite, schema
+from appliance.store.failures import Kind, conceal_values, let_go
 from appliance.world import World
 
 log = logging.getLogger(__name__)
@@ -42,20 +33,17 @@ T = TypeVar("T")
 
 ATTEMPTS = 12
 PATIENCE_S = 15.0
-"""Seconds for which a store that is held by others is tried again before the caller is told."""
+"""Seconds for which a store that is held or away is tried again before the caller is told."""
 
 BUSY_S = 5.0
 """Seconds for which one statement waits for whoever holds a SQLite database."""
 
+DOUBT_S = 8.0
+"""Seconds for which an answer to COMMIT that was lost is asked for again."""
+
 _READONLY_ATTEMPTS = 4
-_RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
-_RETRIED_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_DAMAGED_SQLITE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_HARMED_SQLITE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, *_DAMAGED_SQLITE}
 _HINT = "Look for a process that holds it, then try again."
-_SQLITE_READS: dict[str, Any] = {"anynode_reads": True}
-# A snapshot is all that a read needs, and unlike SERIALIZABLE it never fails a writer.
-_SERVER_READS: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+_AWAY_HINT = "Look whether its server runs, and whether this node reaches it."
 
 
 class OutboxRow(NamedTuple):
@@ -80,6 +68,7 @@ class Transaction:
         self.now = world.clock.now()
         self.casts: list[OutboxRow] = []
         self.announcements: list[tuple[str, Message]] = []
+        self.wrote = False
 
     def execute(
         self,
@@ -87,6 +76,7 @@ class Transaction:
         parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> CursorResult[Any]:
         """Run one statement."""
+        self.wrote = self.wrote or not statement.is_select
         return self._connection.execute(statement, parameters)
 
     def cast(self, topic: str, message: Message) -> None:
@@ -109,6 +99,7 @@ class Transaction:
     def flush(self) -> None:
         """Write the casts to the outbox; called once, before COMMIT."""
         if self.casts:
+            self.wrote = True
             self._connection.execute(
                 _CAST, [{**row._asdict(), "created_at": self.now} for row in self.casts]
             )
@@ -120,13 +111,15 @@ class Store:
     def __init__(self, url: str, world: World) -> None:
         self.url = url
         self._world = world
-        self._is_sqlite = _parse(url).get_backend_name() == "sqlite"
+        is_sqlite = _parse(url).get_backend_name() == "sqlite"
         self._listeners: list[Callable[[Transaction], None]] = []
         # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
-        self._writer = threading.Lock() if self._is_sqlite else None
-        self._engine = _sqlite_engine(url) if self._is_sqlite else _server_engine(url)
-        event.listen(self._engine, "handle_error", _handle)
-        self._read_options = dict(_SQLITE_READS if self._is_sqlite else _SERVER_READS)
+        self._writer = threading.Lock() if is_sqlite else None
+        # Those who lost a conflict go one after the other: among themselves they have no other.
+        self._losers = threading.Lock()
+        self._backend = _sqlite_backend(url) if is_sqlite else _postgresql_backend(url)
+        self._engine = self._backend.engine
+        event.listen(self._engine, "handle_error", conceal_values)
 
     @property
     def engine(self) -> Engine:
@@ -140,16 +133,20 @@ class Store:
     def transaction(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in one transaction, again when the store asks for it; return its answer.
 
-        :raises Unavailable: the store does not answer, or conflicts went on; nothing was written.
+        :raises Unavailable: the store does not answer, or conflicts went on. Nothing was written,
+            unless the text says that this is not known.
         """
 
         def attempt(until: float) -> tuple[Transaction, T]:
             with self._turn(until), self._engine.connect() as connection:
-                with connection.begin():
+                self._backend.prepare(connection, until - self._world.clock.monotonic())
+                with connection.begin() as begun:
                     transaction = Transaction(connection, self._world)
                     answer = work(transaction)
                     transaction.flush()
                     self._world.crash("store.before-commit")
+                    mark = self._world.ids.uuid().replace("-", "") if transaction.wrote else ""
+                    self._commit(connection, begun, mark)
                 self._world.crash("store.after-commit")
                 return transaction, answer
 
@@ -158,6 +155,26 @@ class Store:
             for listener in self._listeners:
                 listener(transaction)
         return answer
+
+    def _commit(self, connection: Connection, begun: RootTransaction, mark: str) -> None:
+        """Commit, and when the answer is lost, find out whether it was a yes."""
+        self._backend.set_mark(connection, mark)
+        try:
+            begun.commit()
+        except DBAPIError as error:
+            if not (mark and error.connection_invalidated):
+                raise
+            clock = self._world.clock
+            until = clock.monotonic() + DOUBT_S
+            was_committed = self._backend.was_committed(mark, lambda: clock.monotonic() > until)
+            if was_committed is None:
+                raise Unavailable(
+                    "The store was lost at the end of a transaction, and it is not known whether "
+                    "it was written.",
+                    hint=_AWAY_HINT,
+                ) from error
+            if not was_committed:
+                raise
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work``, which only reads, on one consistent view; return its answer.
@@ -169,7 +186,8 @@ class Store:
 
         def attempt(until: float) -> T:
             with self._engine.connect() as connection:
-                reader = connection.execution_options(**self._read_options)
+                self._backend.prepare(connection, until - self._world.clock.monotonic())
+                reader = connection.execution_options(anynode_reads=True)
                 with reader.begin():
                     return work(Transaction(reader, self._world))
 
@@ -191,78 +209,98 @@ class Store:
     def _until_accepted(self, kind: str, attempt: Callable[[float], T]) -> T:
         clock = self._world.clock
         until = clock.monotonic() + PATIENCE_S
-        for number in range(1, ATTEMPTS + 1):
-            try:
-                return attempt(until)
-            except PoolTimeoutError as error:
-                raise Unavailable("All connections to the store are in use.", hint=_HINT) from error
-            except DBAPIError as error:
-                if number <= _READONLY_ATTEMPTS and _is_readonly(error):
-                    # Connections that were opened while the disk was not well share what they could
-                    # only read: once all are closed a fresh one tells whether it is well now.
-                    _let_go(error)
-                    self._engine.dispose()
-                    clock.sleep(self._world.random.uniform(0, 0.05 * number))
-                    continue
-                if not _is_retried(error):
-                    if _is_of_the_store(error):
-                        _let_go(error)
-                        raise Unavailable(
-                            f"The store failed: {error.orig}.", hint="Look at its disk and its log."
-                        ) from error
-                    raise
-                if number == ATTEMPTS or clock.monotonic() >= until:
+        tries: Counter[Kind] = Counter()
+        with ExitStack() as turns:
+            while True:
+                try:
+                    return attempt(until)
+                except PoolTimeoutError as error:
                     raise Unavailable(
-                        f"The store refused a {kind} {number} times.", hint=_HINT
+                        "All connections to the store are in use.", hint=_HINT
                     ) from error
-            clock.sleep(self._world.random.uniform(0, 0.01 * 2 ** min(number, 7)))
-        raise AssertionError("unreachable")
+                except DBAPIError as error:
+                    found = self._backend.kind_of(error)
+                    tries[found] += 1
+                    if found is Kind.QUESTION:
+                        raise
+                    self._refuse_in_time(kind, error, found, tries[found], until)
+                    if found is Kind.CONFLICT and tries[found] == 1 and self._writer is None:
+                        self._wait_for_other_losers(turns, until)
+                clock.sleep(self._world.random.uniform(0, _longest_pause_s(found, tries[found])))
+
+    def _refuse_in_time(
+        self, kind: str, error: DBAPIError, found: Kind, times: int, until: float
+    ) -> None:
+        """Raise when it is of no use to try again, or when it took too long."""
+        is_over = self._world.clock.monotonic() >= until
+        if (found is Kind.READ_ONLY and times <= _READONLY_ATTEMPTS) or found is Kind.AWAY:
+            # Connections that were opened while the disk was not well share what they could only
+            # read: once all are closed a fresh one tells whether it is well now.
+            let_go(error)
+            self._engine.dispose()
+            if found is Kind.AWAY and is_over:
+                raise Unavailable("The store does not answer.", hint=_AWAY_HINT) from error
+            return
+        if found is Kind.CONFLICT:
+            if times == ATTEMPTS or is_over:
+                raise Unavailable(
+                    f"The store refused a {kind} {times} times.", hint=_HINT
+                ) from error
+            return
+        let_go(error)
+        raise Unavailable(
+            f"The store failed: {error.orig}.", hint="Look at its disk and its log."
+        ) from error
+
+    def _wait_for_other_losers(self, turns: ExitStack, until: float) -> None:
+        if self._losers.acquire(timeout=max(until - self._world.clock.monotonic(), 0.0)):
+            turns.callback(self._losers.release)
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
 
-def _is_retried(error: DBAPIError) -> bool:
-    code = getattr(error.orig, "sqlite_errorcode", None)
-    if code is not None:
-        return (code & 0xFF) in _RETRIED_SQLITE
-    return getattr(error.orig, "sqlstate", None) in _RETRIED_SQLSTATES
+def _longest_pause_s(kind: Kind, times: int) -> float:
+    if kind is Kind.READ_ONLY:
+        return 0.05 * times
+    if kind is Kind.AWAY:
+        return min(0.05 * 2.0**times, 0.5)
+    return 0.01 * 2.0 ** min(times, 7)
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Forget what the calls that failed worked on: their cursors keep a connection open."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__
+class _Backend(NamedTuple):
+    """What differs between kinds of stores."""
+
+    engine: Engine
+    kind_of: Callable[[DBAPIError], Kind]
+    prepare: Callable[[Connection, float], None]
+    set_mark: Callable[[Connection, str], None]
+    was_committed: Callable[[str, Callable[[], bool]], bool | None]
 
 
-def _is_readonly(error: DBAPIError) -> bool:
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+def _sqlite_backend(url: str) -> _Backend:
+    return _Backend(
+        engine=on_sqlite.make_engine(url, busy_s=BUSY_S, patience_s=PATIENCE_S),
+        kind_of=on_sqlite.kind_of,
+        prepare=lambda connection, patience_s: None,
+        set_mark=lambda connection, mark: None,
+        was_committed=lambda mark, give_up: False,
+    )
 
 
-def _is_of_the_store(error: DBAPIError) -> bool:
-    """Say whether the store is at fault, and not what it was asked."""
-    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-    is_damaged = code in _DAMAGED_SQLITE
-    return isinstance(error, OperationalError) or error.connection_invalidated or is_damaged
+def _postgresql_backend(url: str) -> _Backend:
+    # Its driver is installed where it is needed.
+    from appliance.store import on_postgresql
 
-
-def _handle(context: ExceptionContext) -> None:
-    """Leave the driver's sentence of an error: statements and values end up in logs.
-
-    Connections that a bad disk has harmed are given up.
-    """
-    error, orig = context.sqlalchemy_exception, context.original_exception
-    if getattr(orig, "sqlite_errorcode", 0) & 0xFF in _HARMED_SQLITE:
-        context.is_disconnect = True
-    # PostgreSQL says what clashed in a detail that holds the row's values.
-    primary = getattr(getattr(orig, "diag", None), "message_primary", None)
-    if primary:
-        orig.args = (primary,)
-    if error is not None:
-        error.args, error.statement, error.params = (str(orig),), None, None
-        error.code = None
+    engine = on_postgresql.make_engine(url, patience_s=PATIENCE_S)
+    return _Backend(
+        engine=engine,
+        kind_of=on_postgresql.kind_of,
+        prepare=on_postgresql.prepare,
+        set_mark=on_postgresql.set_mark,
+        was_committed=partial(on_postgresql.was_committed, engine),
+    )
 
 
 def _parse(url: str) -> URL:
@@ -289,58 +327,4 @@ def sqlite_path(url: str) -> Path | None:
 
     :raises ConfigError: the URL cannot be used.
     """
-    parsed = _parse(url)
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, ":memory:")
-    return Path(str(parsed.database)) if is_file else None
-
-
-def _sqlite_engine(url: str) -> Engine:
-    path = sqlite_path(url)
-    if path and not path.parent.is_dir():
-        raise Unavailable(f"There is no folder {path.parent} for the store.")
-    if path:
-        _make_private(path)
-    engine = create_engine(
-        url,
-        connect_args={"check_same_thread": False, "timeout": BUSY_S},
-        pool_size=16,
-        max_overflow=16,
-        pool_timeout=PATIENCE_S,
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # BEGIN is ours: see below
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("anynode_reads")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _make_private(path: Path) -> None:
-    """Make a database that its owner alone may read; what SQLite puts beside it is likewise."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise Unavailable(f"Could not open the store {path}: {error.strerror}.") from error
-
-
-def _server_engine(url: str) -> Engine:
-    return create_engine(
-        url,
-        isolation_level="SERIALIZABLE",
-        pool_size=16,
-        pool_timeout=PATIENCE_S,
-        pool_pre_ping=True,
-        hide_parameters=True,
-    )
+    return on_sqlite.path_of(url) if _parse(url).get_backend_name() == "sqlite" else None

@@ -12,12 +12,18 @@ from sqlalchemy.exc import DataError
 
 from appliance.errors import Conflict, Unavailable
 from appliance.store import Store, Transaction, migrations
-from appliance.store.schema import metadata
+from appliance.store.schema import commits, compatibility, metadata
 
 Progress = Callable[[str, int, int], None]
 """Called with a table, how many of its rows are copied, and how many there are."""
 
 _BATCH = 1000
+_TABLES = [
+    # The others say something of the one database that they are in.
+    table
+    for table in metadata.sorted_tables
+    if table not in (commits, compatibility)
+]
 
 
 class Content(Struct, frozen=True, kw_only=True):
@@ -32,9 +38,10 @@ def copy(
 ) -> Mapping[str, Content]:
     """Copy all rows of all tables, compare both stores, and return what each table has.
 
-    It is one transaction on the target, which gets its tables first: whatever interrupts it, the
-    target is empty or complete, and the call may be repeated. A target that has what the source
-    has is left alone. Nobody may write to the source meanwhile, as what comes later is missed.
+    Left out is what says something of the one database that it is in. It is one transaction on
+    the target, which gets its tables first: whatever interrupts it, the target is empty or
+    complete, and the call may be repeated. A target that has what the source has is left alone.
+    Nobody may write to the source meanwhile, as what comes later is missed.
 
     :raises Conflict: the target has something else already; it is as it was.
     :raises Unavailable: a store does not answer, or the copy is not like the original; the target
@@ -46,11 +53,15 @@ def copy(
 
 def contents(tx: Transaction) -> dict[str, Content]:
     """Return what each table has, the same for the same values in whichever kind of store."""
-    return {table.name: _content(tx, table) for table in metadata.sorted_tables}
+    return {table.name: _content(tx, table) for table in _TABLES}
 
 
 def _copy(reading: Transaction, tx: Transaction, progress: Progress) -> Mapping[str, Content]:
-    filled = [table.name for table in metadata.sorted_tables if _count(tx, table)]
+    if not tx.is_sqlite:
+        # Reading the other store may take longer than a transaction may usually rest.
+        tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        tx.execute(text("SET LOCAL statement_timeout = 0"))
+    filled = [table.name for table in _TABLES if _count(tx, table)]
     original = contents(reading)
     if filled:
         if contents(tx) == original:
@@ -59,7 +70,7 @@ def _copy(reading: Transaction, tx: Transaction, progress: Progress) -> Mapping[
             f"The store to copy to is not empty: {', '.join(filled[:3])} have rows.",
             hint="Name an empty database, or remove what it has.",
         )
-    for table in metadata.sorted_tables:
+    for table in _TABLES:
         _copy_table(reading, tx, table, progress, original[table.name].rows)
     _set_counters(tx)
     copied = contents(tx)
@@ -110,7 +121,7 @@ def _set_counters(tx: Transaction) -> None:
     """Let columns that count up go on behind the largest number that was copied."""
     if tx.is_sqlite:
         return  # it looks for the largest number by itself
-    for table in metadata.sorted_tables:
+    for table in _TABLES:
         column = table.autoincrement_column
         if column is None or not isinstance(column.type, BigInteger):
             continue

@@ -8,6 +8,7 @@ from appliance.model import InstanceState, Phase
 from appliance.store import Transaction, audit
 from appliance.store.schema import audit as audit_rows
 from appliance.store.schema import (
+    commits,
     decisions,
     handled,
     instances,
@@ -22,6 +23,9 @@ from appliance.store.schema import (
 BATCH = 500
 SIGNED_REQUEST_S = 86400.0
 """Seconds for which signed requests are remembered: far more than one is good for."""
+
+COMMITTED_S = 3600.0
+"""Seconds for which a transaction leaves its mark: far more than anybody asks for it."""
 
 
 def forget(tx: Transaction, *, history_s: float, audit_s: float, terminated_s: float) -> bool:
@@ -39,6 +43,7 @@ def forget(tx: Transaction, *, history_s: float, audit_s: float, terminated_s: f
         _delete(tx, audit_rows, audit_rows.c.at < tx.now - audit_s),
         _delete(tx, handled, handled.c.handled_at < old),
         _delete(tx, handled, _is_expired(tx.now)),
+        _delete(tx, commits, commits.c.at < tx.now - COMMITTED_S),
         _delete(tx, outbox, outbox.c.dead_at < old),
         _delete(tx, placements, _is_replaced(old)),
         _forget_instances(tx, tx.now - terminated_s),

@@ -495,3 +495,21 @@ audit = Table(
     Column("request_id", String(64), nullable=False),
     Column("source", String(64), nullable=False),
 )
+
+# Which transactions were committed, for who lost the answer; of no meaning to any but the server
+# whose transactions they were.
+commits = Table(
+    "commits",
+    metadata,
+    _id(primary_key=True),
+    Column("is_done", Boolean, nullable=False),
+    _time("at", nullable=False, index=True),
+)
+
+# Since which release a program can work with the tables as they are now.
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("revision", String(32), primary_key=True),
+    Column("works_since", String(32), nullable=False),
+)

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, Table, func, insert, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    Integer,
+    LargeBinary,
+    Select,
+    Table,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import IntegrityError
 
@@ -67,6 +78,10 @@ def value(column: Column[Any], number: int) -> object:
     return f"{number}ä {column}"[: getattr(kind, "length", None) or 1000]
 
 
+def rows_of(store: Store, query: Select[Any]) -> list[Any]:
+    return store.read(lambda tx: list(tx.execute(query)))
+
+
 def count(store: Store, table: Table) -> int:
     return store.read(
         lambda tx: int(tx.execute(select(func.count()).select_from(table)).scalar_one())
@@ -76,15 +91,14 @@ def count(store: Store, table: Table) -> int:
 def test_every_value_is_copied(source: Store, target: Store) -> None:
     seen: dict[str, tuple[int, int]] = {}
     copied = copy.copy(source, target, lambda table, done, rows: seen.update({table: (done, rows)}))
-    assert set(copied) == set(metadata.tables) == set(seen)
+    assert set(copied) == set(seen) == set(metadata.tables) - {"commits", "compatibility"}
     assert seen["cluster"] == (MANY + ROWS, MANY + ROWS)
     assert copied["instances"].rows == ROWS
-    for table in metadata.sorted_tables:
+    for table in map(metadata.tables.__getitem__, copied):
         query = select(table).order_by(*table.primary_key.columns)
         if table.name == "cluster":
             query = select(table).where(table.c.value != "é\n'\\").order_by(table.c.key)
-        original = source.read(lambda tx, q=query: tx.execute(q).all())
-        assert target.read(lambda tx, q=query: tx.execute(q).all()) == original, table.name
+        assert rows_of(target, query) == rows_of(source, query), table.name
 
 
 def test_what_counts_up_goes_on(source: Store, target: Store) -> None:
@@ -118,7 +132,9 @@ def test_an_interruption_leaves_nothing(source: Store, target: Store) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         copy.copy(source, target, interrupt)
-    assert all(count(target, table) == 0 for table in metadata.sorted_tables)
+    assert [name for name, table in metadata.tables.items() if count(target, table)] == [
+        "compatibility"
+    ]
     copy.copy(source, target)
     assert count(target, cluster) == MANY + ROWS
 

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from appliance.errors import ConfigError
 from appliance.store import Store, migrations, schema
 from appliance.world import World
+from tests.faults.rounds import answers, at_once
+from tests.services.postgresql import PostgreSQL
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'store.sqlite'}", World())
+def store(empty_store_url: str) -> Iterator[Store]:
+    made = Store(empty_store_url, World())
+    yield made
+    made.close()
+
+
+def alembic(store: Store, call: str, revision: str) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", "appliance.store:migrations")
+    with store.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        getattr(command, call)(config, revision)
+
+
+def run(store: Store, statement: str) -> None:
+    store.transaction(lambda tx: tx.execute(text(statement)))
+
+
+def ask(store: Store, query: str) -> object:
+    return store.read(lambda tx: tx.execute(text(query)).scalar())
 
 
 def test_migrations_make_the_tables_of_the_schema(store: Store) -> None:
@@ -26,19 +49,57 @@ def test_migrations_make_the_tables_of_the_schema(store: Store) -> None:
         assert compare_metadata(context, schema.metadata) == []
 
 
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_an_older_store_is_brought_to_this_release(store: Store, revision: str) -> None:
+    alembic(store, "upgrade", revision)
+    migrations.upgrade(store)
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, schema.metadata) == []
+    run(store, "INSERT INTO cluster (key, value) VALUES ('a', 'b')")
+
+
+def test_the_way_back_is_there(store: Store) -> None:
+    migrations.upgrade(store)
+    alembic(store, "downgrade", "base")
+    migrations.upgrade(store)
+    run(store, "INSERT INTO cluster (key, value) VALUES ('a', 'b')")
+
+
 def test_a_finished_store_is_left_alone(store: Store) -> None:
     migrations.upgrade(store)
-    store.transaction(
-        lambda tx: tx.execute(text("INSERT INTO cluster (key, value) VALUES ('a', 'b')"))
-    )
+    run(store, "INSERT INTO cluster (key, value) VALUES ('a', 'b')")
     migrations.upgrade(store)
-    assert store.read(lambda tx: tx.execute(text("SELECT value FROM cluster")).scalar()) == "b"
+    assert ask(store, "SELECT value FROM cluster") == "b"
 
 
-def test_a_store_of_a_later_release_is_refused(store: Store) -> None:
+@pytest.mark.parametrize("says", ["nothing", "since 9998"])
+def test_a_store_of_a_later_release_is_refused(store: Store, says: str) -> None:
     migrations.upgrade(store)
-    store.transaction(
-        lambda tx: tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    )
+    run(store, "UPDATE alembic_version SET version_num = '9999'")
+    if says != "nothing":
+        run(store, "UPDATE compatibility SET revision = '9999', works_since = '9998'")
     with pytest.raises(ConfigError, match="later release"):
         migrations.upgrade(store)
+
+
+def test_a_later_release_that_only_added_is_worked_with(store: Store) -> None:
+    migrations.upgrade(store)
+    run(store, "UPDATE alembic_version SET version_num = '9999'")
+    run(store, "UPDATE compatibility SET revision = '9999', works_since = '0003'")
+    run(store, "ALTER TABLE cluster ADD COLUMN later VARCHAR(8) NOT NULL DEFAULT 'x'")
+    migrations.upgrade(store)
+    run(store, "INSERT INTO cluster (key, value) VALUES ('a', 'b')")
+    assert ask(store, "SELECT version_num FROM alembic_version") == "9999"
+
+
+def test_nodes_that_start_at_once_do_it_once(postgresql: PostgreSQL) -> None:
+    with postgresql.database(is_empty=True) as url:
+        stores = [Store(url, World()) for _ in range(4)]
+        answers(at_once([partial(migrations.upgrade, store) for store in stores]))
+        for store in stores:
+            run(store, "UPDATE compatibility SET works_since = works_since")
+            assert ask(store, "SELECT COUNT(*) FROM compatibility") == 1
+            store.close()
+        held = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory'"
+        assert postgresql.execute(held) == [(0,)]
