@@ -82,7 +82,7 @@ class UsedRange:
 
 
 @contextmanager
-def _netlink(attempt: str) -> Iterator[Any]:
+def open_netlink(attempt: str) -> Iterator[Any]:
     """Open netlink; what the kernel refuses becomes a sentence that says what was attempted."""
     try:
         with IPRoute() as netlink:
@@ -99,14 +99,14 @@ def _netlink(attempt: str) -> Iterator[Any]:
 
 def links() -> dict[str, Link]:
     """Return all links of this namespace by name."""
-    with _netlink("list the links") as netlink:
+    with open_netlink("list the links") as netlink:
         found = (_link(message) for message in netlink.get_links())
         return {one.name: one for one in found}
 
 
 def link(name: str) -> Link | None:
     """Return the link of that name, ``None`` when there is none; costs the same with many links."""
-    with _netlink(f"look at link {name}") as netlink:
+    with open_netlink(f"look at link {name}") as netlink:
         return _find(netlink, name)
 
 
@@ -120,7 +120,8 @@ def _find(netlink: Any, name: str) -> Link | None:
     return _link(message)
 
 
-def _index(netlink: Any, name: str) -> int:
+def index_of(netlink: Any, name: str) -> int:
+    """Return the index of a link that is there."""
     found = _find(netlink, name)
     if not found:
         raise NetlinkError(errno.ENODEV)
@@ -174,10 +175,10 @@ def ensure_bridge(
     """
     check_bridge(name, mark, is_known=is_known)
     is_new = link(name) is None
-    with _netlink(f"make bridge {name}") as netlink:
+    with open_netlink(f"make bridge {name}") as netlink:
         if is_new:
             netlink.link("add", ifname=name, kind="bridge")
-        index = _index(netlink, name)
+        index = index_of(netlink, name)
         netlink.link(
             "set",
             index=index,
@@ -202,13 +203,14 @@ def _protect_bridge(name: str, *, has_ipv6: bool) -> None:
     """Keep the bridge from answering for, or asking with, addresses of the node's other links."""
     write_sysctl(f"ipv4/conf/{name}/arp_ignore", "1")
     write_sysctl(f"ipv4/conf/{name}/arp_announce", "2")
-    _set_ipv6(name, is_enabled=has_ipv6)
+    switch_ipv6(name, is_enabled=has_ipv6)
     if has_ipv6:
         write_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
         write_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
 
 
-def _set_ipv6(name: str, *, is_enabled: bool) -> None:
+def switch_ipv6(name: str, *, is_enabled: bool) -> None:
+    """Let a link have IPv6 or not; nothing to do where the kernel has none."""
     if (_SYSCTL / "ipv6").exists():
         write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0" if is_enabled else "1")
 
@@ -261,7 +263,7 @@ def ensure_tap(name: str, mark: Mark, *, bridge: str, mac: str, mtu: int) -> Non
     if not found:
         _make_persistent_tap(name)
     try:
-        with _netlink(f"put tap {name} into bridge {bridge}") as netlink:
+        with open_netlink(f"put tap {name} into bridge {bridge}") as netlink:
             _join_bridge(netlink, name, mark, owner.index, mac, mtu)
     except BaseException:
         if not found:
@@ -288,8 +290,8 @@ def _make_persistent_tap(name: str) -> None:
 
 def _join_bridge(netlink: Any, name: str, mark: Mark, bridge: int, mac: str, mtu: int) -> None:
     # Without IPv6 the node itself sends nothing (neighbour discovery) when the link comes up.
-    _set_ipv6(name, is_enabled=False)
-    index = _index(netlink, name)
+    switch_ipv6(name, is_enabled=False)
+    index = index_of(netlink, name)
     own_mac = f"fe:{mac[3:]}" if not mac.startswith("fe") else f"fa:{mac[3:]}"
     netlink.link("set", index=index, ifalias=str(mark), mtu=mtu, address=own_mac)
     netlink.link("set", index=index, master=bridge)
@@ -302,7 +304,7 @@ def raise_tap(name: str, *, port_id: str) -> bool:
     found = link(name)
     if not found or found.kind != "tun" or not found.mark or found.mark.port_id != port_id:
         return False
-    with _netlink(f"set tap {name} up") as netlink:
+    with open_netlink(f"set tap {name} up") as netlink:
         netlink.link("set", index=found.index, state="up")
     return True
 
@@ -313,18 +315,19 @@ def remove_tap(name: str, *, port_id: str) -> None:
     if not found or found.kind != "tun" or not TAP_NAME.fullmatch(name):
         return
     if found.mark is None or found.mark.port_id == port_id:
-        _delete(found)
+        delete(found)
 
 
 def remove_bridge(name: str, mark: Mark, *, is_known: bool) -> None:
     """Remove a network's bridge; no error, and no change, when there is none of that network."""
     found = link(name)
     if found and _is_bridge_of(found, mark, is_known=is_known):
-        _delete(found)
+        delete(found)
 
 
-def _delete(found: Link) -> None:
-    with _netlink(f"remove link {found.name}") as netlink:
+def delete(found: Link) -> None:
+    """Remove a link; no error when it went in the meantime."""
+    with open_netlink(f"remove link {found.name}") as netlink:
         try:
             netlink.link("del", index=found.index)
         except NetlinkError as error:
@@ -334,7 +337,7 @@ def _delete(found: Link) -> None:
 
 def used_ranges() -> list[UsedRange]:
     """Return the IPv4 ranges that this node has addresses in or routes to, default routes aside."""
-    with _netlink("list the routes") as netlink:
+    with open_netlink("list the routes") as netlink:
         names = {item["index"]: item.get_attr("IFLA_IFNAME") for item in netlink.get_links()}
         used = [
             UsedRange(
