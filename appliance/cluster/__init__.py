@@ -1,0 +1,1 @@
+"""Many nodes that are one cloud: who belongs to it, and what it needs for itself."""

@@ -1,0 +1,62 @@
+"""The cluster's own PostgreSQL and RabbitMQ, on the node that began the cluster.
+
+They outlive the node's process, as instances do. The node starts them again when they do not run,
+and gives them its certificate when that was renewed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.cluster.services.daemon import Tls
+from appliance.cluster.services.postgresql import Postgresql
+from appliance.cluster.services.rabbitmq import Rabbitmq
+
+
+def store_of(state_dir: Path) -> Postgresql:
+    """Return the PostgreSQL of a node, made or not."""
+    return Postgresql(state_dir / "services" / "postgresql")
+
+
+def broker_of(state_dir: Path) -> Rabbitmq:
+    """Return the RabbitMQ of a node, made or not."""
+    return Rabbitmq(state_dir / "services" / "rabbitmq")
+
+
+def tls_of(state_dir: Path) -> Tls:
+    """Return where a node of a cluster has its certificate."""
+    folder = state_dir / "cluster"
+    return Tls(
+        authority=folder / "authority.pem",
+        certificate=folder / "node.pem",
+        key=folder / "node.key",
+    )
+
+
+def look_after(state_dir: Path) -> tuple[str, ...]:
+    """Start the services of this node that do not run, and renew what they need of its certificate.
+
+    For the start of the node, before it opens its store, and again and again. Cheap when there is
+    nothing to do or when this node has no services.
+
+    :returns: the names of those that had to be started.
+    :raises AnynodeError: one does not start.
+    """
+    tls = tls_of(state_dir)
+    started = []
+    store, bus = store_of(state_dir), broker_of(state_dir)
+    if store.exists and store.ensure(tls):
+        started.append(store.name)
+    if bus.exists and bus.ensure(tls):
+        started.append(bus.name)
+    return tuple(started)
+
+
+def stop(state_dir: Path) -> tuple[str, ...]:
+    """End the services of this node; their state stays. Safe to repeat.
+
+    :returns: the names of those that ran.
+    :raises CommandFailed: one does not end.
+    """
+    services: tuple[Rabbitmq | Postgresql, ...] = (broker_of(state_dir), store_of(state_dir))
+    return tuple(service.name for service in services if service.stop() is not None)
