@@ -177,7 +177,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    site = make_site(tmp_path / "store.sqlite")
+    site = make_site(f"sqlite:///{tmp_path}/store.sqlite")
     made = Bench(site=site)
 
     def note(_connection: object, _cursor: object, statement: str, *_rest: Any) -> None:

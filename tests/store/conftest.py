@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -127,10 +126,10 @@ def claim_room(
     return True
 
 
-def make_site(path: Path, cidr: str = "10.64.0.0/24") -> Site:
+def make_site(url: str, cidr: str = "10.64.0.0/24") -> Site:
     """Make a new store."""
     config = Config(network=NetworkSettings(cidr=cidr, type="fake"), quota=AMPLE)
-    store = Store(f"sqlite:///{path}", World())
+    store = Store(url, World())
     migrations.upgrade(store)
     site = Site(store=store)
 
@@ -157,8 +156,8 @@ def make_site(path: Path, cidr: str = "10.64.0.0/24") -> Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A new store with a range of 251 addresses."""
-    made = make_site(tmp_path / "store.sqlite")
+def site(store_url: str) -> Iterator[Site]:
+    """A new store of each kind with a range of 251 addresses."""
+    made = make_site(store_url)
     yield made
     made.store.close()

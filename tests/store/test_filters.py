@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,19 +12,20 @@ from sqlalchemy import insert, literal, select
 
 from appliance.api.ec2.matching import matches as matches_in_memory
 from appliance.errors import InputError
-from appliance.store import Store, Transaction, filters
+from appliance.store import Store, Transaction, filters, migrations
 from appliance.store.filters import Filter
-from appliance.store.schema import cluster, metadata
+from appliance.store.schema import cluster
 from appliance.world import World
 
 ALPHABET = "aA*?\\[]%_^-.é'\n"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store(f"sqlite:///{tmp_path_factory.mktemp('s') / 'store.sqlite'}", World())
-    metadata.create_all(made.engine)
-    return made
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    made = Store(store_url, World())
+    migrations.upgrade(made)
+    yield made
+    made.close()
 
 
 def fits(pattern: str, text: str) -> bool:

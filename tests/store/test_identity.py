@@ -12,18 +12,18 @@ import pytest
 from appliance import seal
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.seal import Seal
-from appliance.store import Store, Transaction, identity
+from appliance.store import Store, Transaction, identity, migrations
 from appliance.store.identity import StoreCredentials
-from appliance.store.schema import access_keys, metadata, quotas
+from appliance.store.schema import access_keys, quotas
 from appliance.world import World
 
 QUOTA = {"instances": 3, "vcpus": 4}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'store.sqlite'}", World())
-    metadata.create_all(made.engine)
+def store(store_url: str) -> Iterator[Store]:
+    made = Store(store_url, World())
+    migrations.upgrade(made)
     yield made
     made.close()
 

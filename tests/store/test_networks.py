@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,9 @@ from tests.store.conftest import Site, make_site
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Site]:
+def small(store_url: str) -> Iterator[Site]:
     """A store with a range of eleven addresses."""
-    made = make_site(tmp_path / "small.sqlite", cidr="10.64.0.0/28")
+    made = make_site(store_url, cidr="10.64.0.0/28")
     yield made
     made.store.close()
 

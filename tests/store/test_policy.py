@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -50,7 +49,7 @@ class Policies(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.site = make_site(Path(self.folder.name) / "store.sqlite")
+        self.site = make_site(f"sqlite:///{self.folder.name}/store.sqlite")
         self.node_ids = [self.site.add_node(name) for name in NODES]
         self.known: dict[str, NetworkPolicy] = {}
         self.count = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,8 +21,8 @@ from appliance.world import World
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path / 'store.sqlite'}", World())
+def store(store_url: str) -> Iterator[Store]:
+    store = Store(store_url, World())
     migrations.upgrade(store)
     yield store
     store.close()
