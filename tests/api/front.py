@@ -70,6 +70,12 @@ class RecordingBus:
     def stop(self, deadline_s: float) -> None:
         raise NotImplementedError
 
+    def retire(self, topic: str, deadline_s: float) -> None:
+        raise NotImplementedError
+
+    def well_for_s(self) -> float:
+        return float("inf")
+
     def cast(self, topic: str, message: Message) -> None:
         self.casts.append((topic, message))
 

@@ -25,6 +25,7 @@ from anynode_firewall_fake import FakeFirewall
 from anynode_network_fake import FakeNetwork
 
 from appliance import verify
+from appliance.bus.local import LocalBus
 from appliance.compute import role as compute_role
 from appliance.compute import worker
 from appliance.config import Config
@@ -159,6 +160,12 @@ class Chain:
         """The node that is up."""
         assert self._node is not None
         return self._node
+
+    @property
+    def bus(self) -> LocalBus:
+        """The bus of the node that is up."""
+        assert isinstance(self.node.bus, LocalBus)
+        return self.node.bus
 
     def _write(self, work: Callable[[Transaction], Any]) -> Any:
         return self.node.store.transaction(work)

@@ -98,7 +98,7 @@ def test_doubled_orders(chain: Chain) -> None:
     chain.wait_for("running", instance_id)
     for _ in range(3):
         chain.cast(chain.order(instance_id))
-    assert chain.node.bus.wait_quiet(10)
+    assert chain.bus.wait_quiet(10)
     chain.assert_clean()
     assert chain.machine.running() == {instance_id: 1}
     chain.stop_instances(instance_id)
@@ -119,7 +119,7 @@ def test_a_late_order_after_the_end(chain: Chain) -> None:
     chain.terminate(instance_id)
     chain.wait_for("terminated", instance_id)
     chain.cast(order)
-    assert chain.node.bus.wait_quiet(10)
+    assert chain.bus.wait_quiet(10)
     assert_gone(chain)
 
 
@@ -135,7 +135,7 @@ def test_an_order_of_an_older_epoch(chain: Chain) -> None:
     chain.wait_for("running", instance_id)
     for order in (old_stop, old_run, chain.order(instance_id, epoch=1, verb="remove")):
         chain.cast(order)
-    assert chain.node.bus.wait_quiet(10)
+    assert chain.bus.wait_quiet(10)
     chain.assert_clean()
     assert chain.machine.running() == {instance_id: 2}
     assert chain.get(instance_id).state == "running"
@@ -150,7 +150,7 @@ def test_the_end_overtakes_the_order(chain: Chain) -> None:
     chain.faults.at("bus.before.Order", be_late, nth=1)
     (instance_id,) = chain.run_instances()
     chain.wait_for("terminated", instance_id)
-    assert chain.node.bus.wait_quiet(10)
+    assert chain.bus.wait_quiet(10)
     assert_gone(chain)
     assert "step.bind.before" not in chain.faults.passed
 
@@ -304,6 +304,6 @@ def test_placing_twice_places_once(chain: Chain) -> None:
     place = Place(reservation_id="r-1", instance_ids=(instance_id,))
     for _ in range(3):
         chain.node.bus.cast("scheduler", place)
-    assert chain.node.bus.wait_quiet(10)
+    assert chain.bus.wait_quiet(10)
     chain.assert_clean()
     assert chain.machine.running() == {instance_id: 1}

@@ -106,7 +106,7 @@ def test_t42_a_message_of_fifty_megabytes_that_can_be_read(chain: Chain) -> None
     body = b'{"reservation_id": "r-1", "instance_ids": [], "later": "' + b"x" * (50 * MIB) + b'"}'
     put(chain, "large", "scheduler", "Place", body)
     assert_all_flows(chain)
-    assert chain.node.bus.wait_quiet(20)
+    assert chain.bus.wait_quiet(20)
     assert letters(chain) == []
 
 
@@ -235,7 +235,7 @@ def test_t42_an_order_of_the_inventory_that_fails_keeps_no_other_from_being_done
     chain = make_chain(controller={"progress_s": 600.0, "sweep_every_s": 600.0})
     # All orders by cast are lost; the inventory brings them, in the order of the ids.
     ids = sorted(chain.run_instances(3))
-    assert chain.node.bus.wait_quiet(20)
+    assert chain.bus.wait_quiet(20)
     poisoned.append(ids[0])
     is_lost = False
     chain.wait_for("running", *ids[1:])

@@ -1,0 +1,45 @@
+"""Periodic work: each piece on a thread of its own, until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from appliance.errors import AnynodeError
+from appliance.role import Periodic
+
+log = logging.getLogger(__name__)
+
+
+class Rounds:
+    """The periodic work of one role. What fails is logged, and tried again at the next time."""
+
+    def __init__(self) -> None:
+        self._ending = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """The threads, for whoever waits for their end."""
+        return self._threads
+
+    def begin(self, periodic: Periodic) -> None:
+        """Do a piece of work from now on, for the first time after its interval."""
+
+        def loop() -> None:
+            while not self._ending.wait(periodic.every_s):
+                try:
+                    periodic.run()
+                except AnynodeError as error:
+                    log.warning("%s: %s", periodic.name, error)
+                except Exception:
+                    log.exception("%s failed; it is tried again", periodic.name)
+
+        thread = threading.Thread(target=loop, name=periodic.name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def end(self) -> None:
+        """Begin no round any more; those under way go on."""
+        self._ending.set()
