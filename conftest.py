@@ -8,6 +8,7 @@ pytest_plugins = [
     "tests.rig.fixtures",
     "tests.faults.table",
     "tests.services.postgresql",
+    "tests.services.rabbitmq",
     "tests.services.own",
     "tests.services.stores",
 ]

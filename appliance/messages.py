@@ -6,7 +6,7 @@ each other. Where there may be many (ports, addresses, block devices) there is a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
@@ -35,7 +35,13 @@ INSTANCE_INITIATED_SHUTDOWN = "Client.InstanceInitiatedShutdown"
 
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of all messages. ``request_id`` is the id of the API call that set it off."""
+    """Base of all messages. ``request_id`` is the id of the API call that set it off.
+
+    ``from_hypervisor`` says whether a node that only holds instances may send it; where it names
+    a node, that is the sender.
+    """
+
+    from_hypervisor: ClassVar[bool] = False
 
     request_id: str = ""
 
@@ -98,6 +104,8 @@ class Report(InstanceMessage, frozen=True, kw_only=True):
     ``is_asked`` is false where it happened by itself.
     """
 
+    from_hypervisor: ClassVar[bool] = True
+
     node_id: str
     epoch: int
     seq: int
@@ -150,6 +158,8 @@ class DeadLetter(Message, frozen=True, kw_only=True):
 class Bind(InstanceMessage, frozen=True, kw_only=True):
     """To ``network``: may this node build this epoch, and with which addresses? → Bound."""
 
+    from_hypervisor: ClassVar[bool] = True
+
     epoch: int
     node_id: str
 
@@ -173,6 +183,8 @@ class Holding(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Inventory(Message, frozen=True, kw_only=True):
     """To ``controller``: all that a node holds. → Holdings"""
 
+    from_hypervisor: ClassVar[bool] = True
+
     node_id: str
     boot_id: str
     holdings: tuple[Holding, ...]
@@ -194,6 +206,8 @@ class GetPolicy(Message, frozen=True, kw_only=True):
     knows none; ``None`` does not ask for them.
     """
 
+    from_hypervisor: ClassVar[bool] = True
+
     node_id: str
     network_id: str
     known_revision: int
@@ -214,6 +228,8 @@ class PolicyAnswer(Message, frozen=True, kw_only=True):
 
 class GetMembers(Message, frozen=True, kw_only=True):
     """To ``controller``: who is in the cluster, if that has changed since a revision? → Members"""
+
+    from_hypervisor: ClassVar[bool] = True
 
     node_id: str
     known_revision: int
@@ -307,6 +323,8 @@ class Done(Message, frozen=True, kw_only=True):
 
 class Heartbeat(Message, frozen=True, kw_only=True):
     """To ``controller``: a node is alive; what it has, and what it offers with overcommit."""
+
+    from_hypervisor: ClassVar[bool] = True
 
     node_id: str
     boot_id: str

@@ -11,12 +11,22 @@ of :func:`appliance.messages.node_topic` reach one node.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from msgspec import Struct
+
+from appliance.config import Config, without_password
+from appliance.errors import ConfigError
 from appliance.messages import Message
 from appliance.role import Role
-from appliance.store import Transaction
+from appliance.store import Store, Transaction
+from appliance.world import World
+
+if TYPE_CHECKING:
+    from appliance.bus.guard import Signer
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -85,3 +95,78 @@ class Bus(Protocol):
         Whoever draws conclusions from silence asks this first.
         """
         ...
+
+
+class TlsFiles(Struct, frozen=True, kw_only=True):
+    """How a broker is met over TLS. Without a certificate of its own a node shows none."""
+
+    authority: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+def open(  # noqa: A001 - it is called as bus.open
+    config: Config,
+    world: World,
+    store: Store | None,
+    *,
+    node_id: str,
+    urls: Sequence[str] = (),
+    tls: TlsFiles | None = None,
+    signer: Signer | None = None,
+    declares: bool = True,
+) -> Bus:
+    """Return the bus of a node, which begins to work with :meth:`Bus.start`.
+
+    :param store: where the outbox is; ``None`` on a node whose roles reach no store: its casts are
+        then confirmed by the broker, or fail.
+    :param urls: brokers of one cluster, each with the node's login, in the order in which they are
+        tried; without them those of the setting ``bus.url``, with commas between.
+    :param tls: for URLs that begin with ``amqps:``; without it the system's authorities count.
+    :param signer: the node's key and the certificates of the others; ``None`` where nothing is
+        signed and nothing need be.
+    :param declares: whether the login may declare durable queues, as a control node's may. For a
+        hypervisor they are declared by who admits it; until then its connection is tried again.
+    :raises ConfigError: a URL is none of a bus, or a file of ``tls`` cannot be used.
+    """
+    chosen = list(urls) or [url.strip() for url in config.bus.url.split(",") if url.strip()]
+    settings = {"attempts": config.bus.attempts, "lanes": config.bus.lanes}
+    if chosen == ["local:"]:
+        from appliance.bus.local import LocalBus
+
+        if store is None:
+            raise ConfigError("The bus local: keeps its messages in the store; there is none.")
+        return LocalBus(store, world, **settings)
+    for url in chosen:
+        if not url.startswith(("amqp://", "amqps://")):
+            raise ConfigError(
+                f"There is no bus for {without_password(url)!r}.",
+                hint="bus.url is local:, or amqp:// or amqps:// URLs with commas between.",
+            )
+    from appliance.bus.amqp import AmqpBus
+
+    return AmqpBus(
+        chosen,
+        world,
+        store=store,
+        node_id=node_id,
+        tls=tls_context(tls) if tls else None,
+        signer=signer,
+        declares=declares,
+        **settings,
+    )
+
+
+def tls_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return what a broker is met with.
+
+    :raises ConfigError: a file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(files.authority))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if files.certificate:
+            context.load_cert_chain(files.certificate, files.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"Could not use {files.authority} for the broker: {error}.") from error
+    return context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Struct
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from appliance.errors import InputError, NotFound
 from appliance.store import OutboxRow, Transaction
@@ -16,6 +16,14 @@ LONGEST_ERROR = 4000
 
 _MOST_PENDING = 1000
 
+_MOST_CLAIMED = 200
+
+_TAKE_ALL = delete(outbox).where(outbox.c.id.in_(bindparam("message_ids", expanding=True)))
+_DUE = select(*(outbox.c[name] for name in OutboxRow._fields)).where(
+    outbox.c.dead_at.is_(None),
+    outbox.c.created_at < bindparam("written_before"),
+    outbox.c.relayed_at < bindparam("relayed_before"),
+)
 _TAKE = delete(outbox).where(outbox.c.id == bindparam("message_id"))
 
 
@@ -34,6 +42,58 @@ def pending(tx: Transaction, topics: Iterable[str] | None = None) -> list[Outbox
     if topics is not None:
         query = query.where(outbox.c.topic.in_(list(topics)))
     return [OutboxRow._make(row) for row in tx.execute(query.limit(_MOST_PENDING))]
+
+
+def take_all(tx: Transaction, message_ids: Iterable[str]) -> None:
+    """Delete rows that a broker answers for from now on."""
+    tx.execute(_TAKE_ALL, {"message_ids": list(message_ids)})
+
+
+def is_any_due(tx: Transaction, after_s: float, again_s: float) -> bool:
+    """Say whether :func:`claim` would find anything."""
+    due = _DUE.with_only_columns(outbox.c.id).limit(1)
+    return tx.execute(due, _due(tx, after_s, again_s)).first() is not None
+
+
+def claim(tx: Transaction, after_s: float, again_s: float) -> list[OutboxRow]:
+    """Take rows that have stayed behind, oldest first, at most 200, for whoever asks to publish.
+
+    :param after_s: age of the youngest in seconds: younger ones are on their way.
+    :param again_s: seconds for which they are given to nobody else.
+    """
+    oldest = _DUE.order_by(outbox.c.created_at).limit(_MOST_CLAIMED)
+    rows = tx.execute(oldest.with_for_update(skip_locked=True), _due(tx, after_s, again_s)).all()
+    if rows:
+        ids = [row.id for row in rows]
+        tx.execute(update(outbox).where(outbox.c.id.in_(ids)).values(relayed_at=tx.now))
+    return [OutboxRow._make(row) for row in rows]
+
+
+def _due(tx: Transaction, after_s: float, again_s: float) -> dict[str, float]:
+    return {"written_before": tx.now - after_s, "relayed_before": tx.now - again_s}
+
+
+def keep(tx: Transaction, row: OutboxRow, attempts: int, error: str) -> bool:
+    """Keep a message that came from elsewhere as a dead letter; ``False`` when it was kept before.
+
+    What does not fit is cut: such a message was not one of ours.
+    """
+    fitting = OutboxRow(
+        _fit(row.id, 64), _fit(row.topic, 128), _fit(row.lane, 64), _fit(row.kind, 64), row.body
+    )
+    death = {"dead_at": tx.now, "attempts": attempts, "error": _fit(error, LONGEST_ERROR)}
+    found = tx.execute(select(outbox.c.dead_at).where(outbox.c.id == fitting.id)).first()
+    if found is None:
+        tx.execute(insert(outbox).values(**fitting._asdict(), created_at=tx.now, **death))
+        return True
+    if found.dead_at is not None:
+        return False
+    tx.execute(update(outbox).where(outbox.c.id == fitting.id).values(**death))
+    return True
+
+
+def _fit(text: str, longest: int) -> str:
+    return text.replace("\0", "")[:longest]
 
 
 def bury(tx: Transaction, message_id: str, attempts: int, error: str) -> None:
@@ -116,7 +176,7 @@ def requeue(tx: Transaction, text: str) -> str:
     tx.execute(
         update(outbox)
         .where(outbox.c.id == message_id)
-        .values(dead_at=None, attempts=0, error="", created_at=tx.now)
+        .values(dead_at=None, attempts=0, error="", created_at=tx.now, relayed_at=0.0)
     )
     return message_id
 

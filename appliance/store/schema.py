@@ -467,6 +467,8 @@ outbox = Table(
     Column("body", LargeBinary, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     _time("created_at", nullable=False),
+    # When somebody last took it to publish it; of no meaning where the outbox is the queue.
+    _time("relayed_at", nullable=False, default=0.0),
     _time("dead_at"),
     Column("error", Text, nullable=False, default=""),
     Index(None, "dead_at", "created_at"),

@@ -1,0 +1,365 @@
+"""The bus of a cluster: RabbitMQ, one topic exchange, durable quorum queues.
+
+* A cast is published from the outbox after the commit, and its row goes once a broker has
+  confirmed it. It is acknowledged when its handler has returned, so that it comes again when the
+  process dies before.
+* A question carries its deadline as its expiry, and is acknowledged when it is begun.
+* An announcement goes to the queues of the processes that hear it now.
+
+What is asked of a role of the same process is answered in the process, broker or not.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import pika
+
+from appliance.bus import Delivery, failure, topology
+from appliance.bus.amqp_arrival import AmqpArrival, DeadArrival, what_was_sent
+from appliance.bus.amqp_link import Incoming, Link, Outgoing
+from appliance.bus.guard import Guard, Signer
+from appliance.bus.intake import Intake
+from appliance.bus.local import ask_here
+from appliance.bus.relay import Finish, Relay, wait_for
+from appliance.errors import AnynodeError, Denied, Stale, Unavailable
+from appliance.lanes import Lanes
+from appliance.messages import DeadLetter, Message, decode, encode
+from appliance.role import Role
+from appliance.store import OutboxRow, Store, Transaction
+from appliance.world import World
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", bound=Message)
+_Answers = SimpleQueue[Incoming | Exception]
+
+CAST_S = 10.0
+"""Seconds within which a broker must have confirmed a cast that is not in an outbox."""
+
+START_S = 5.0
+"""Seconds that a start waits for a connection, before it goes on without one."""
+
+LONGEST_ID = 64
+MOST_BYTES = 16 * 2**20
+"""Size of a message above which it is none of ours."""
+
+
+class AmqpBus:
+    """Delivers through RabbitMQ; see :class:`appliance.bus.Bus`.
+
+    :param urls: brokers of one cluster, with the login, in the order in which they are tried.
+    :param store: where the outbox is; ``None`` in a process whose roles reach no store.
+    :param declares: whether its login may declare durable queues; else they must be there.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        world: World,
+        *,
+        store: Store | None,
+        node_id: str,
+        attempts: int,
+        lanes: int,
+        tls: ssl.SSLContext | None = None,
+        signer: Signer | None = None,
+        declares: bool = True,
+    ) -> None:
+        self._store = store
+        self._world = world
+        self._node_id = node_id
+        self._login = pika.URLParameters(urls[0]).credentials.username
+        self.guard = Guard(self._login, node_id, signer, world.clock)
+        self._intake = Intake(world, attempts=attempts, lanes=lanes, pause=self._pause)
+        self._process = f"{node_id}.{uuid.uuid4().hex[:12]}"
+        self._link = Link(
+            urls,
+            world,
+            tls=tls,
+            name=self._process,
+            declared=(*topology.shared_queues(), topology.node_queue(node_id)) if declares else (),
+            receive=self._receive,
+        )
+        self._hints = Lanes("hint", 1)
+        self._asked: dict[str, _Answers] = {}
+        self._lock = threading.Lock()
+        self._is_started = self._is_connecting = False
+        self._silenced: set[str] = set()
+        self._relay: Relay | None = None
+        if store is not None:
+            self._relay = Relay(store, world, self._publish)
+            store.on_commit(self._committed)
+
+    def serve(self, role: Role) -> None:
+        self._intake.serve(role)
+        if role.topic == "controller" and self._store is not None:
+            self._intake.serve(
+                Role(
+                    name="dead-letters",
+                    topic=topology.DEAD_QUEUE,
+                    casts={DeadLetter: _keep_dead},
+                )
+            )
+        self._follow()
+
+    def retire(self, topic: str, deadline_s: float) -> None:
+        for one in (topic, topology.DEAD_QUEUE) if topic == "controller" else (topic,):
+            with self._lock:
+                self._silenced.add(one)
+            self._follow()
+            self._intake.retire(one, deadline_s)
+            with self._lock:
+                self._silenced.discard(one)
+        self._follow()
+
+    def start(self) -> None:
+        self._is_started = True
+        self._connect()
+        self._follow()
+        if not self._link.wait_up(START_S):
+            log.warning("there is no connection to the message broker yet")
+        self._intake.start()
+        if self._relay:
+            self._relay.start()
+
+    def stop(self, deadline_s: float) -> None:
+        self._intake.stop(deadline_s)
+        self._hints.stop(deadline_s)
+        if self._relay:
+            self._relay.stop(deadline_s)
+        self._link.stop(deadline_s)
+
+    def well_for_s(self) -> float:
+        return self._link.well_for_s()
+
+    def _connect(self) -> Link:
+        """Return the connection, which begins with the first that is sent, or the start."""
+        with self._lock:
+            is_first = not self._is_connecting
+            self._is_connecting = True
+        if is_first:
+            self._link.start()
+        return self._link
+
+    def _follow(self) -> None:
+        """Take what comes for the roles that are here and can work."""
+        if not self._is_started:
+            return
+        roles = self._intake.roles
+        with self._lock:
+            heard = [role for topic, role in roles.items() if topic not in self._silenced]
+        hearing = [role for role in heard if role.hears]
+        topics = {role.topic for role in hearing} | {role.group_topic for role in hearing}
+        self._link.want(
+            {topology.queue_of(role.topic) for role in heard},
+            {f"hint.{topic}" for topic in topics if topic},
+        )
+
+    def _pause(self, topic: str, is_paused: bool) -> None:
+        """Leave what comes to others while a role cannot work; a node's own queue has no others."""
+        if "." in topic or self._intake.is_stopping:
+            return
+        log.info("%s takes %s", topic, "no messages for now" if is_paused else "messages again")
+        with self._lock:
+            (self._silenced.add if is_paused else self._silenced.discard)(topic)
+        self._follow()
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def cast(self, topic: str, message: Message) -> None:
+        if self._intake.is_stopping:
+            raise Unavailable("The bus was stopped.")
+        if self._store is not None:
+            self._store.transaction(lambda tx: tx.cast(topic, message))
+            return
+        kind = type(message).__name__
+        row = OutboxRow(self._world.ids.uuid(), topic, message.lane, kind, encode(message))
+        wait_for(lambda finish: self._publish(row, finish), CAST_S)
+
+    def call(self, topic: str, question: Message, answer: type[M], deadline_s: float) -> M:
+        kind = type(question).__name__
+        if self._intake.is_stopping:
+            raise Unavailable(f"The bus takes no {kind} any more: it was stopped.")
+        role = self._intake.roles.get(topic)
+        if role and type(question) in role.calls:
+            return ask_here(self._intake, topic, question, answer, deadline_s)
+        given = self._ask(topic, kind, encode(question), deadline_s)
+        if given.properties.type == failure.FAILURE:
+            raise failure.decode(given.body)
+        message = decode(given.properties.type or "", given.body)
+        if not isinstance(message, answer):
+            raise Unavailable(f"{topic} answered {kind} with {type(message).__name__}.")
+        return message
+
+    def _ask(self, topic: str, kind: str, body: bytes, deadline_s: float) -> Incoming:
+        clock = self._world.clock
+        until = clock.monotonic() + deadline_s
+        number = self._world.ids.uuid()
+        answers: _Answers = SimpleQueue()
+        self._asked[number] = answers
+        try:
+            if not self._connect().wait_up(deadline_s):
+                raise Unavailable("There is no connection to the message broker.")
+            key, left_ms = f"call.{topic}", int((until - clock.monotonic()) * 1000)
+            properties = self._properties(
+                key,
+                kind,
+                number,
+                body,
+                correlation_id=number,
+                reply_to=self._link.reply_key,
+                expiration=str(max(left_ms, 1)),
+            )
+
+            def sent(error: Exception | None) -> None:
+                if error is not None:
+                    answers.put(error)
+
+            self._link.send(Outgoing(key, body, properties, sent))
+            while True:
+                given = answers.get(timeout=max(until - clock.monotonic(), 0.0))
+                if isinstance(given, Exception):
+                    raise given
+                if self._is_answer(given, topic):
+                    return given
+        except Empty as error:
+            raise Unavailable(f"{topic} did not answer {kind} within {deadline_s:g} s.") from error
+        finally:
+            self._asked.pop(number, None)
+
+    def _is_answer(self, given: Incoming, topic: str) -> bool:
+        """Say whether an answer comes from whom was asked."""
+        try:
+            self.guard.check_answer(what_was_sent(given), topic)
+        except (Denied, Stale) as error:
+            log.debug("did not take an answer: %s", error)
+            return False
+        return True
+
+    def announce(self, topic: str, message: Message) -> None:
+        self._intake.announce(topic, message)
+        if topic in self._intake.roles and "." in topic:
+            return
+        key, kind, body = f"hint.{topic}", type(message).__name__, encode(message)
+        number = self._world.ids.uuid()
+        properties = self._properties(key, kind, number, body, app_id=self._process)
+        self._connect().send(Outgoing(key, body, properties))
+
+    def _publish(self, row: OutboxRow, finish: Finish) -> None:
+        key = f"cast.{row.topic}"
+        properties = self._properties(
+            key, row.kind, row.id, row.body, headers={"lane": row.lane}, delivery_mode=2
+        )
+        self._connect().send(Outgoing(key, row.body, properties, finish))
+
+    def _properties(
+        self,
+        key: str,
+        kind: str,
+        message_id: str,
+        body: bytes,
+        *,
+        headers: dict[str, Any] | None = None,
+        **others: Any,
+    ) -> pika.BasicProperties:
+        vouched = self.guard.headers(key, kind, message_id, body)
+        # The broker compares the user with the login: nobody speaks for another.
+        return pika.BasicProperties(
+            user_id=self._login,
+            type=kind,
+            message_id=message_id,
+            headers={**(headers or {}), **vouched} or None,
+            **others,
+        )
+
+    def _committed(self, transaction: Transaction) -> None:
+        if self._relay:
+            for row in transaction.casts:
+                self._relay.take(row)
+        for topic, message in transaction.announcements:
+            self.announce(topic, message)
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def _receive(self, incoming: Incoming) -> None:
+        if incoming.queue == topology.DEAD_QUEUE:
+            self._intake.accept(DeadArrival(self._link, self.guard, self._store, incoming))
+            return
+        verb, _, topic = incoming.key.partition(".")
+        if verb == "cast":
+            self._receive_cast(incoming)
+            return
+        self._link.acknowledge(incoming)
+        if len(incoming.body) > MOST_BYTES:
+            log.warning("dropped a %s of %d bytes", incoming.key, len(incoming.body))
+        elif verb == "call":
+            self._answer(incoming, topic)
+        elif verb == "reply":
+            answers = self._asked.get(incoming.properties.correlation_id or "")
+            # One that comes too late is dropped.
+            if answers is not None:
+                answers.put(incoming)
+        elif verb == "hint" and incoming.properties.app_id != self._process:
+            self._hints.submit("", lambda: self._hear(incoming, topic))
+
+    def _receive_cast(self, incoming: Incoming) -> None:
+        message_id = incoming.properties.message_id or ""
+        if not 0 < len(message_id) <= LONGEST_ID or len(incoming.body) > MOST_BYTES:
+            self._link.give_up(incoming)
+            return
+        self._intake.accept(AmqpArrival(self._link, self.guard, self._store, incoming))
+
+    def _hear(self, incoming: Incoming, topic: str) -> None:
+        message = decode(incoming.properties.type or "", incoming.body)
+        try:
+            self.guard.check(what_was_sent(incoming), message)
+        except (Denied, Stale) as error:
+            log.debug("did not hear a hint: %s", error)
+            return
+        self._intake.announce(topic, message)
+
+    def _answer(self, incoming: Incoming, topic: str) -> None:
+        asked = incoming.properties
+        clock = self._world.clock
+        until = clock.monotonic() + int(asked.expiration or 0) / 1000
+
+        def check(message: Message) -> None:
+            if asked.expiration and clock.monotonic() > until:
+                raise Stale(f"{asked.type} was asked too long ago.")
+            self.guard.check(what_was_sent(incoming), message)
+
+        def reply(kind: str, body: bytes) -> None:
+            key, number = asked.reply_to or "", asked.correlation_id or ""
+            if not key.startswith("reply.") or (asked.expiration and clock.monotonic() > until):
+                return
+            properties = self._properties(key, kind, number, body, correlation_id=number)
+            self._link.send(Outgoing(key, body, properties))
+
+        def answered(future: Future[Message | None]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            given = None if error else future.result()
+            if error:
+                reply(failure.FAILURE, failure.encode(error))
+            elif given is not None:
+                reply(type(given).__name__, encode(given))
+
+        try:
+            self._intake.ask(topic, asked.type or "", incoming.body, check).add_done_callback(
+                answered
+            )
+        except AnynodeError as error:
+            reply(failure.FAILURE, failure.encode(error))
+
+
+def _keep_dead(letter: DeadLetter, delivery: Delivery) -> None:
+    assert isinstance(delivery, DeadArrival)
+    delivery.keep()
