@@ -113,7 +113,7 @@ def make_order(
     is_forced: bool = False,
 ) -> Order:
     """Return the order that carries out an action on the placement's node."""
-    specs = instances.specs(tx, [instance.instance_id], parts.zone)
+    specs = instances.specs(tx, [instance.instance_id])
     return Order(
         instance_id=instance.instance_id,
         epoch=placement.epoch,

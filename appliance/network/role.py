@@ -56,7 +56,6 @@ def bind(parts: NodeParts, question: Bind) -> Bound:
             question.instance_id,
             question.epoch,
             region=parts.region,
-            zone=parts.zone,
             quarantine_s=parts.config.network.address_quarantine_s,
         )
         took_ms = (parts.world.clock.monotonic() - started) * 1000

@@ -63,7 +63,7 @@ class Plan:
 
     ranked: Mapping[str, Ranked]
     specs: Mapping[str, InstanceSpec]
-    node_names: Mapping[str, str]
+    nodes: Mapping[str, NodeView]
 
     def of(self, waiting: Waiting) -> Ranked | None:
         """Return the ranking of an instance, unless the instance has changed since."""
@@ -101,7 +101,7 @@ def make_plan(
         return waiting, _Surroundings(
             views=nodes.views(tx),
             failed=placements.failed_nodes_of(tx, ids),
-            specs=instances.specs(tx, ids, placing.parts.zone),
+            specs=instances.specs(tx, ids),
         )
 
     waiting, around = placing.parts.need_store().read(read)
@@ -114,8 +114,8 @@ def make_plan(
         ranked[one.instance_id] = Ranked(waiting=one, ranking=ranking, filled=full)
         for node_id in ranking.node_ids[:1]:
             board[node_id] = _with_claim(board[node_id], request)
-    names = {view.node_id: view.name for view in around.views}
-    return Plan(ranked=ranked, specs=around.specs, node_names=names)
+    seen = {view.node_id: view for view in around.views}
+    return Plan(ranked=ranked, specs=around.specs, nodes=seen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from appliance.bus import Delivery
 from appliance.hooks import Scheduler
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import Order, Place, node_topic
-from appliance.model import Decision, Reason, TimelineEntry
+from appliance.model import Decision, InstanceSpec, Reason, TimelineEntry
 from appliance.node import NodeParts
 from appliance.role import Role
 from appliance.scheduler.claims import Claim, claim_all, give_back, placement_of
@@ -103,7 +105,7 @@ def _place_all(
 
 
 def _decision(placing: Placing, plan: Plan, claim: Claim) -> Decision:
-    name = plan.node_names[claim.node_id] if claim.node_id else None
+    name = plan.nodes[claim.node_id].name if claim.node_id else None
     return Decision(
         instance_id=claim.ranked.waiting.instance_id,
         epoch=claim.epoch,
@@ -128,11 +130,17 @@ def _order(tx: Transaction, claims: list[Claim], plan: Plan) -> None:
             epoch=placement.epoch,
             revision=instance.revision,
             verb="run",
-            spec=plan.specs[instance.instance_id],
+            spec=_spec_there(plan, instance.instance_id, placement.node_id),
             adopts_epoch=placement.adopts_epoch,
             request_id=instance.request_id,
         )
         tx.cast(node_topic("compute", placement.node_id), order)
+
+
+def _spec_there(plan: Plan, instance_id: str, node_id: str) -> InstanceSpec:
+    """Return what a node needs to build an instance, which is in that node's zone from now on."""
+    spec = plan.specs[instance_id]
+    return msgspec.structs.replace(spec, zone=spec.zone or plan.nodes[node_id].zone)
 
 
 def _refuse(tx: Transaction, waiting: Waiting, choice: Decision, min_count: int) -> None:

@@ -26,6 +26,7 @@ from appliance.store.schema import (
     block_devices,
     images,
     instances,
+    nodes,
     port_groups,
     ports,
     security_groups,
@@ -34,6 +35,9 @@ from appliance.store.schema import (
 
 _GIVEN: BindParameter[Any] = bindparam("ids", expanding=True)
 _FIND = select(instances).where(instances.c.id.in_(_GIVEN)).order_by(instances.c.id)
+_FIND_PLACED = _FIND.add_columns(nodes.c.zone.label("node_zone")).outerjoin(
+    nodes, nodes.c.id == instances.c.node_id
+)
 _PLACED = (
     update(instances)
     .where(instances.c.id == bindparam("placed_id"))
@@ -314,13 +318,13 @@ def image_ref(row: object) -> ImageRef:
     )
 
 
-def specs(tx: Transaction, instance_ids: Iterable[str], zone: str) -> dict[str, InstanceSpec]:
+def specs(tx: Transaction, instance_ids: Iterable[str]) -> dict[str, InstanceSpec]:
     """Return what a node needs to build each instance; a handful of SELECTs for any number.
 
-    :param zone: the zone of the nodes that the instances go to where they asked for none.
+    The zone of one that asked for none is that of its node, empty while it has none.
     """
     ids = list(instance_ids)
-    rows = tx.execute(_FIND, {"ids": ids}).all()
+    rows = tx.execute(_FIND_PLACED, {"ids": ids}).all()
     wanted_images = {i for row in rows for i in (row.image_id, row.kernel_id, row.ramdisk_id) if i}
     image_rows = {row.id: row for row in tx.execute(_IMAGES, {"ids": list(wanted_images)})}
     port_rows: dict[str, list[PortRequest]] = {}
@@ -353,7 +357,7 @@ def specs(tx: Transaction, instance_ids: Iterable[str], zone: str) -> dict[str, 
             instance_type=row.instance_type,
             vcpus=row.vcpus,
             memory_mib=row.memory_mib,
-            zone=row.zone or zone,
+            zone=row.zone or row.node_zone or "",
             ports=tuple(port_rows.get(row.id, ())),
             block_devices=tuple(devices.get(row.id, ())),
             kernel=image_ref(image_rows[row.kernel_id]) if row.kernel_id else None,
@@ -376,14 +380,13 @@ def bind(
     epoch: int,
     *,
     region: str,
-    zone: str,
     quarantine_s: float,
 ) -> Binding:
     """Return the binding of an instance, allocating its addresses the first time.
 
     :raises Conflict: a network has no free address; nothing was taken.
     """
-    row = tx.execute(_FIND, {"ids": [instance_id]}).one()
+    row = tx.execute(_FIND_PLACED, {"ids": [instance_id]}).one()
     port_rows = tx.execute(_PORTS, {"ids": [instance_id]}).all()
     port_ids = [port.id for port in port_rows]
     owned = {
@@ -414,7 +417,7 @@ def bind(
         ),
         metadata=msgspec.structs.replace(
             _metadata(tx, row),
-            zone=row.zone or zone,
+            zone=row.zone or row.node_zone or "",
             region=region,
             hostname=hostname,
             security_groups=group_names,

@@ -239,7 +239,7 @@ class Front:
 
         def make(tx: Any) -> None:
             for each in ids:
-                instances.bind(tx, each, 1, region="local-1", zone="local-1a", quarantine_s=0.0)
+                instances.bind(tx, each, 1, region="local-1", quarantine_s=0.0)
             self._write(tx, ids, state="running", node_id="node-1", launched_at=tx.now)
 
         self.change(make)

@@ -100,6 +100,6 @@ def _write(tx: Transaction, node: FakeNode, count: int) -> list[str]:
     place = tx.casts.pop()
     ids: list[str] = msgspec.json.decode(place.body)["instance_ids"]
     for instance_id in ids:
-        instances.bind(tx, instance_id, 1, region="local-1", zone="local-1a", quarantine_s=0.0)
+        instances.bind(tx, instance_id, 1, region="local-1", quarantine_s=0.0)
         instances.reported(tx, instance_id, 0, 1, {"state": "running", "launched_at": tx.now})
     return ids

@@ -363,7 +363,7 @@ class Chain:
     def order(self, instance_id: str, **values: Any) -> Order:
         """Return an order for an instance as its placement is now."""
         instance = self.get(instance_id)
-        spec = self.read(lambda tx: instance_rows.specs(tx, [instance_id], "local-1a"))
+        spec = self.read(lambda tx: instance_rows.specs(tx, [instance_id]))
         usual: dict[str, Any] = {
             "instance_id": instance_id,
             "epoch": instance.epoch,

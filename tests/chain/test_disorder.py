@@ -164,7 +164,7 @@ def place_anew(tx: Transaction, chain: Chain, instance_id: str) -> None:
     placements.end(tx, old, "evacuated")
     assert claim_room(tx, instance_id, old.epoch + 1, old.node_id)
     instance_rows.placed(tx, [(instance_id, old.epoch + 1, old.node_id)])
-    specs = instance_rows.specs(tx, [instance_id], "local-1a")
+    specs = instance_rows.specs(tx, [instance_id])
     order = Order(
         instance_id=instance_id,
         epoch=old.epoch + 1,

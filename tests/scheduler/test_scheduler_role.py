@@ -46,7 +46,6 @@ class Parts:
 
     store: Store
     world: World
-    zone: str = "z"
     node_name: str = "n1"
 
     def need_store(self) -> Store:
@@ -200,6 +199,7 @@ def test_an_instance_is_placed_and_ordered(bench: Bench) -> None:
     (order,) = bench.orders
     assert (order.instance_id, order.epoch, order.verb) == (instance_id, 1, "run")
     assert order.spec
+    assert order.spec.zone == "z", "the node's, since it asked for none"
     assert bench.summary(instance_id) == "Placed on a, one of 1 that could hold it, of 1 nodes."
 
 

@@ -98,7 +98,7 @@ class Site:
 
     def bind(self, tx: Transaction, instance_id: str) -> tuple[str, ...]:
         """Bind an instance; return its addresses."""
-        binding = instance_rows.bind(tx, instance_id, 1, region="r", zone="z", quarantine_s=0.0)
+        binding = instance_rows.bind(tx, instance_id, 1, region="r", quarantine_s=0.0)
         return tuple(address for port in binding.ports for address in port.addresses)
 
 

@@ -75,7 +75,7 @@ def place(site: Site, instance_id: str, epoch: int, node_id: str) -> str:
         assert claim_room(tx, instance_id, epoch, node_id)
         instance_rows.placed(tx, [(instance_id, epoch, node_id)])
         assert placements.commit(tx, instance_id, epoch, node_id)
-        binding = instance_rows.bind(tx, instance_id, epoch, region="r", zone="z", quarantine_s=0.0)
+        binding = instance_rows.bind(tx, instance_id, epoch, region="r", quarantine_s=0.0)
         return binding.ports[0].addresses[0]
 
     return site.store.transaction(write)

@@ -37,7 +37,7 @@ def test_tags_are_told_only_where_that_was_asked_for(
 
     def bind(tx: Transaction) -> dict[str, str]:
         binding = instances.bind(
-            tx, instance["InstanceId"], 1, region="local-1", zone="local-1a", quarantine_s=0
+            tx, instance["InstanceId"], 1, region="local-1", quarantine_s=0
         )
         return binding.metadata.tags
 
