@@ -2,13 +2,16 @@
 # A minimal Debian has no make: apt-get install make. Everything else is installed by `make setup`.
 
 # Targets depend on the state of the machine, not on files: each checks for itself, quickly.
-.PHONY: help setup image clients run stop sandbox test test-faults bench lint
+.PHONY: help setup setup-cluster image clients run stop sandbox test test-faults bench lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 setup: ## install what is missing on this machine, and make .venv
 	@setup/setup.sh
+
+setup-cluster: setup ## install also what only clusters need: RabbitMQ and PostgreSQL, not started
+	@setup/setup.sh --cluster
 
 image: setup ## build the demo image, if the one in the cache is not up to date
 	@setup/as-root image/demo/build.py
@@ -29,13 +32,13 @@ stop: ## stop that node and remove everything it made
 sandbox: ## run an EC2 endpoint without instances behind it, without root; ARGS="--nodes 3 …"
 	@setup/sandbox.py --env-file var/sandbox.env $(ARGS)
 
-test: setup image clients lint ## run every check and test
+test: setup-cluster image clients lint ## run every check and test
 	@setup/as-root .venv/bin/python -m pytest
 
-test-faults: setup image ## run the whole matrix of faults, which takes long
+test-faults: setup-cluster image ## run the whole matrix of faults, which takes long
 	@setup/as-root .venv/bin/python -m pytest -m faults
 
-bench: setup image ## measure what things cost: a table, and var/bench.json
+bench: setup-cluster image ## measure what things cost: a table, and var/bench.json
 	@setup/as-root .venv/bin/python -m tests.bench
 
 lint: setup ## check style and types

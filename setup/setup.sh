@@ -1,7 +1,8 @@
 #!/bin/bash
 # Make this machine and this checkout ready: Debian packages, .venv, our own distributions in it.
 # Safe to repeat and to interrupt: the next call goes on where this one stopped. When nothing has
-# changed it ends within a second and says nothing. With --check it only says so by its status.
+# changed it ends within a second and says nothing. With --check it only says so by its status, and
+# with --cluster it also installs the packages that only clusters need.
 set -euo pipefail
 umask 022  # root makes what every user runs
 
@@ -14,6 +15,15 @@ unfinished=$venv/.setup-unfinished
 python=/usr/bin/python3      # Debian's bindings fit no other
 debian_modules="nftables"    # Python modules that only Debian has, made importable in .venv
 started=$SECONDS
+
+check='' cluster=''
+for option; do
+    case $option in
+        --check) check=1 ;;
+        --cluster) cluster=1 ;;
+        *) printf 'setup: there is no option %s\n' "$option" >&2 && exit 2 ;;
+    esac
+done
 
 say() {
     printf '[%3d s] setup: %s\n' $((SECONDS - started)) "$*"
@@ -78,10 +88,10 @@ mark_done() { # PHASE DIGEST
     mv "$stamps/$1.new" "$stamps/$1"
 }
 
-# Print the packages of the list that are not installed.
-missing_packages() {
+# Print the packages of a list that are not installed.
+missing_packages() { # LIST
     local wanted
-    wanted=$(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$setup/debian-packages.txt")
+    wanted=$(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$1")
     # dpkg-query fails for names that it has never heard of: those are missing, too.
     # shellcheck disable=SC2086
     comm -23 <(sort <<<"$wanted") <(
@@ -91,11 +101,13 @@ missing_packages() {
 }
 
 install_packages() {
-    local missing
-    missing=$(missing_packages)
-    [ -n "$missing" ] || return 0
+    local missing idle=''
+    missing=$(missing_packages "$setup/debian-packages.txt")
+    [ -z "$cluster" ] || idle=$(missing_packages "$setup/debian-packages-cluster.txt")
+    [ -n "$missing$idle" ] || return 0
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
     local apt=(apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 -y)
+    local hint="Check the network and the disk space, then run it again."
     say "fetch the package lists"
     run apt-update.log "Check the network and /etc/apt, then run it again." "${apt[@]}" update
     patient=1
@@ -103,13 +115,17 @@ install_packages() {
         say "complete an installation that was interrupted"
         run apt-repair.log "Repair the packages ('apt-get -f install'), then run it again." \
             "$setup/repair-packages" "${apt[@]}"
-        missing=$(missing_packages)
+        missing=$(missing_packages "$setup/debian-packages.txt")
     fi
     if [ -n "$missing" ]; then
         say "install $(wc -w <<<"$missing") Debian packages, see var/log/apt-install.log"
         # shellcheck disable=SC2086
-        run apt-install.log "Check the network and the disk space, then run it again." \
-            "${apt[@]}" --no-install-recommends install $missing
+        run apt-install.log "$hint" "${apt[@]}" --no-install-recommends install $missing
+    fi
+    if [ -n "$idle" ]; then
+        say "install $(wc -w <<<"$idle") Debian packages for clusters, see var/log/apt-cluster.log"
+        # shellcheck disable=SC2086
+        run apt-cluster.log "$hint" "$setup/install-idle" "${apt[@]}" -- $idle
     fi
     patient=''
 }
@@ -197,11 +213,12 @@ state() {
 is_complete() {
     [ ! -e "$unfinished" ] && is_done all "$(state)" && [ -x "$venv/bin/python" ] &&
         [ "$(readlink -f "$venv/bin/python")" = "$(readlink -f $python)" ] &&
-        [ -z "$(missing_packages)" ]
+        [ -z "$(missing_packages "$setup/debian-packages.txt")" ] &&
+        { [ -z "$cluster" ] || [ -z "$(missing_packages "$setup/debian-packages-cluster.txt")" ]; }
 }
 
 # For who only wants to know: nothing is changed, and no root is needed.
-if [ "${1:-}" = --check ]; then
+if [ -n "$check" ]; then
     is_complete
     exit
 fi

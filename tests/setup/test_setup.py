@@ -3,6 +3,7 @@
 Setting a bare machine up takes minutes; tests/fresh/run does that.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -82,7 +83,7 @@ def test_every_dependency_of_our_distributions_is_locked() -> None:
 
 
 def test_debian_packages_are_names_without_versions() -> None:
-    packages = names(SETUP / "debian-packages.txt")
+    packages = names(SETUP / "debian-packages.txt") + names(SETUP / "debian-packages-cluster.txt")
     assert len(packages) == len(set(packages))
     for package in packages:
         assert re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package), package
@@ -92,7 +93,8 @@ def test_debian_packages_are_names_without_versions() -> None:
 def checkout(tmp_path: Path) -> Path:
     """A folder with nothing but the set-up in it, and no package to install."""
     shutil.copytree(SETUP, tmp_path / "setup")
-    (tmp_path / "setup/debian-packages.txt").write_text("# none\n")
+    for name in ("debian-packages.txt", "debian-packages-cluster.txt"):
+        (tmp_path / "setup" / name).write_text("# none\n")
     return tmp_path
 
 
@@ -115,6 +117,28 @@ def test_a_failing_program_shows_the_end_of_its_output(checkout: Path) -> None:
     assert "the end of" in done.stderr
     assert "then run it again" in done.stderr
     assert not (checkout / ".venv/.setup/all").exists()
+
+
+def test_what_only_clusters_need_is_asked_for(checkout: Path) -> None:
+    """A checkout that is set up is so without the packages of clusters, and not with them."""
+    setup = checkout / "setup"
+    (setup / "debian-packages-cluster.txt").write_text("anynode-no-such-package\n")
+    for name in ("bin", ".setup"):
+        (checkout / ".venv" / name).mkdir(parents=True)
+    (checkout / ".venv/bin/python").symlink_to("/usr/bin/python3")
+    made_from = [setup / "setup.sh", *sorted(setup.glob("*.txt"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in made_from)).hexdigest()
+    (checkout / ".venv/.setup/all").write_text(f"{digest}\n")
+    for options, status in ((["--check"], 0), (["--check", "--cluster"], 1)):
+        done = subprocess.run(
+            [setup / "setup.sh", *options], capture_output=True, env={**os.environ, "LC_ALL": "C"}
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (status, b"", b""), options
+
+
+def test_an_unknown_option_is_refused(checkout: Path) -> None:
+    done = subprocess.run([checkout / "setup/setup.sh", "--chek"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "setup: there is no option --chek\n")
 
 
 @pytest.mark.node
