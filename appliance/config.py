@@ -97,6 +97,15 @@ class ClusterSettings(Section, frozen=True, kw_only=True):
         str, _meaning("address at which other nodes reach this one; empty: found at `join`")
     ] = ""
     port: Annotated[int, _meaning("TCP port of the peer service", ge=1, le=65535)] = 8774
+    store_port: Annotated[
+        int, _meaning("TCP port of a PostgreSQL that `init` makes", ge=1, le=65535)
+    ] = 5432
+    bus_port: Annotated[
+        int, _meaning("TCP port of a RabbitMQ that `init` makes", ge=1, le=65535)
+    ] = 5671
+    bus_admin_port: Annotated[
+        int, _meaning("TCP port at which that RabbitMQ is administered", ge=1, le=65535)
+    ] = 15671
 
 
 class ApiSettings(Section, frozen=True, kw_only=True):

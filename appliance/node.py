@@ -5,21 +5,19 @@ A process has one node, or several on one store and bus: a sandbox pretends to b
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
 
+from appliance import node_folders
 from appliance.bus import Bus
 from appliance.bus.local import LocalBus
 from appliance.config import Config, without_password
 from appliance.ending import Countdown, end_threads
 from appliance.errors import ConfigError
-from appliance.files import write_whole
 from appliance.hooks import Observers, RoleMaker
 from appliance.hookspecs import Credentials
 from appliance.instance_types import CATALOG, Catalog
@@ -140,11 +138,11 @@ class Node:
             _check_roles(config)
         types = config.api.instance_types
         self._types = load_types(Path(types) if types else None)
-        _make_folder(config.state_dir)
-        _make_folder(config.run_dir)
-        self._lock = _lock(config.run_dir / "node.lock")
-        self.node_id = _remembered(config.state_dir / "node_id", self.world)
-        self.boot_id = _remembered(config.run_dir / "boot_id", self.world)
+        node_folders.make_folder(config.state_dir)
+        node_folders.make_folder(config.run_dir)
+        self._lock = node_folders.lock(config.run_dir)
+        self.node_id = node_folders.remembered_id(config.state_dir / "node_id", self.world)
+        self.boot_id = node_folders.remembered_id(config.run_dir / "boot_id", self.world)
         self._store: Store | None = beside._store if beside else self._open_store()
         if self._store:
             self._enlist(self._store)
@@ -360,40 +358,3 @@ def _make_bus(config: Config, store: Store | None, world: World) -> Bus:
             hint="Join a cluster, or give the node the roles of a lone one.",
         )
     return LocalBus(store, world, attempts=config.bus.attempts, lanes=config.bus.lanes)
-
-
-def _make_folder(path: Path) -> None:
-    """Make a folder that the hypervisor's user may pass through, and nobody may list."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o711)
-    except OSError as error:
-        raise ConfigError(
-            f"Could not make {path}: {error.strerror}.",
-            hint="Run as root, or set node.state_dir and node.run_dir to folders of yours.",
-        ) from error
-
-
-def _lock(path: Path) -> IO[str]:
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ConfigError(
-            f"Another node runs on {path.parent}.", hint="`anynode status` shows it."
-        ) from error
-    return file
-
-
-def _remembered(path: Path, world: World) -> str:
-    """Return the id in a file, making it the first time."""
-    if not path.exists():
-        write_whole(path, f"{world.ids.uuid()}\n".encode(), mode=0o644)
-    found = path.read_text(encoding="ascii").strip()
-    if not found:
-        raise ConfigError(
-            f"The file {path} is empty: this node has lost its id.",
-            hint="Write it anew from the store's list of nodes (`anynode status --json`).",
-        )
-    return found

@@ -37,7 +37,7 @@ from appliance.model import (
     NetworkSpec,
     PortSpec,
 )
-from appliance.node import _remembered
+from appliance.node_folders import remembered_id
 from appliance.store import Store, migrations, schema
 from appliance.world import World
 from tests.faults.disk.shim import Disk
@@ -347,7 +347,7 @@ def store_that_stays_open(folder: Path, code: int) -> list[str]:
 def node_id(folder: Path, code: int) -> list[str]:
     """Make the id of a node."""
     return each_write_of(
-        lambda where: _remembered(where / "node_id", World()),
+        lambda where: remembered_id(where / "node_id", World()),
         where=folder / "x",
         text="",
         code=code,
