@@ -34,6 +34,10 @@ INSTANCE_INITIATED_SHUTDOWN = "Client.InstanceInitiatedShutdown"
 """EC2's code of the reason why an instance is off that shut itself down."""
 
 
+VERSIONS = (1,)
+"""The versions of messages that this program understands; senders use what all understand."""
+
+
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages. ``request_id`` is the id of the API call that set it off.
 
@@ -322,7 +326,11 @@ class Done(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """To ``controller``: a node is alive; what it has, and what it offers with overcommit."""
+    """To ``controller``: a node is alive; what it has, and what it offers with overcommit.
+
+    ``versions`` are those of messages that it understands, ``roles`` those that run; ``problems``
+    say by role why one that should run does not.
+    """
 
     from_hypervisor: ClassVar[bool] = True
 
@@ -332,7 +340,10 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     offered_vcpus: int
     offered_memory_mib: int
     offered_disk_gib: int
-    versions: tuple[int, ...] = (1,)
+    versions: tuple[int, ...] = VERSIONS
+    release: str = ""
+    roles: tuple[str, ...] = ()
+    problems: dict[str, str] = {}
 
 
 class PolicyChanged(Message, frozen=True, kw_only=True):

@@ -197,7 +197,14 @@ def heartbeat(parts: NodeParts, message: Heartbeat) -> None:
     """Note that a node is alive, and what it offers."""
 
     def note(tx: Transaction) -> None:
-        nodes.seen(tx, message.node_id, message.boot_id, message.capacity)
+        condition = nodes.Condition(
+            capacity=message.capacity,
+            release=message.release,
+            versions=message.versions,
+            roles=message.roles,
+            problems=message.problems,
+        )
+        nodes.seen(tx, message.node_id, message.boot_id, condition)
         nodes.offer(
             tx,
             message.node_id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 from sqlalchemy import bindparam, insert, select, update
 
 from appliance.model import NodeCapacity, NodeView
@@ -19,6 +20,18 @@ _VIEWS = (
     .join(node_status, node_status.c.node_id == nodes.c.id)
     .join(node_claims, node_claims.c.node_id == nodes.c.id)
     .where(nodes.c.removed_at.is_(None))
+)
+_OFFERED = (
+    select(
+        nodes.c.approved_vcpus,
+        nodes.c.approved_memory_mib,
+        nodes.c.approved_disk_gib,
+        node_claims.c.vcpus,
+        node_claims.c.memory_mib,
+        node_claims.c.disk_gib,
+    )
+    .outerjoin(node_claims, node_claims.c.node_id == nodes.c.id)
+    .where(nodes.c.id == bindparam("node_id"), nodes.c.removed_at.is_(None))
 )
 _CLAIM = (
     update(node_claims)
@@ -47,6 +60,16 @@ class Node:
     roles: tuple[str, ...]
 
 
+class Condition(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a node is, as it says itself. ``problems`` say by role why it does not run."""
+
+    capacity: NodeCapacity | None = None
+    release: str = ""
+    versions: tuple[int, ...] = ()
+    roles: tuple[str, ...] = ()
+    problems: dict[str, str] = {}
+
+
 def join(tx: Transaction, node: Node) -> None:
     """Make a node known, or renew what is known of it; its claims stay."""
     values = {"name": node.name, "zone": node.zone, "roles": " ".join(node.roles)}
@@ -57,29 +80,40 @@ def join(tx: Transaction, node: Node) -> None:
 
 
 def offer(tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gib: int) -> None:
-    """Write what a node offers to instances."""
-    offered = {"vcpus": vcpus, "memory_mib": memory_mib, "disk_gib": disk_gib}
-    c = node_claims.c
-    row = tx.execute(select(c.vcpus, c.memory_mib, c.disk_gib).where(c.node_id == node_id)).first()
+    """Write what a node offers to instances, at most what the operator has approved.
+
+    Nothing is written for one that has never offered anything, and offers nothing now.
+    """
+    row = tx.execute(_OFFERED, {"node_id": node_id}).first()
     if row is None:
-        tx.execute(insert(node_claims).values(node_id=node_id, **offered))
-    elif tuple(row) != tuple(offered.values()):
-        tx.execute(update(node_claims).where(c.node_id == node_id).values(**offered))
+        return
+    approved = (row.approved_vcpus, row.approved_memory_mib, row.approved_disk_gib)
+    wanted = tuple(
+        min(given, most) if most is not None else given
+        for given, most in zip((vcpus, memory_mib, disk_gib), approved, strict=True)
+    )
+    offered = dict(zip(("vcpus", "memory_mib", "disk_gib"), wanted, strict=True))
+    if row.vcpus is None:
+        if any(wanted):
+            tx.execute(insert(node_claims).values(node_id=node_id, **offered))
+    elif (row.vcpus, row.memory_mib, row.disk_gib) != wanted:
+        tx.execute(update(node_claims).where(node_claims.c.node_id == node_id).values(**offered))
 
 
-def seen(tx: Transaction, node_id: str, boot_id: str, capacity: NodeCapacity) -> None:
-    """Write a heartbeat: the node is up, since now if it was not."""
-    body = msgspec.json.encode(capacity)
-    table = node_status
+def seen(
+    tx: Transaction, node_id: str, boot_id: str, condition: Condition, at: float | None = None
+) -> None:
+    """Write a heartbeat, which came ``at`` or now: the node is up, since then if it was not."""
+    table, heard_at = node_status, tx.now if at is None else at
     tx.execute(
         update(table)
         .where(table.c.node_id == node_id)
-        .values(seen_at=tx.now, boot_id=boot_id, body=body)
+        .values(seen_at=heard_at, boot_id=boot_id, body=msgspec.json.encode(condition))
     )
     tx.execute(
         update(table)
         .where(table.c.node_id == node_id, table.c.is_up.is_(False))
-        .values(is_up=True, changed_at=tx.now)
+        .values(is_up=True, changed_at=heard_at)
     )
 
 
@@ -162,15 +196,29 @@ def unclaim(
 
 @dataclass(frozen=True, kw_only=True)
 class NodeStatus:
-    """A node and how it is, for people."""
+    """A node and how it is, for people. It is up, or down, since ``changed_at``.
+
+    ``approved`` is the most that it may offer: vcpus, MiB of memory, GiB of disk; ``None`` is no
+    limit.
+    """
 
     node_id: str
     name: str
     zone: str
     roles: tuple[str, ...]
+    address: str
+    is_control: bool
+    accepts_instances: bool
     is_up: bool
     seen_at: float
-    capacity: NodeCapacity | None
+    changed_at: float
+    approved: tuple[int | None, int | None, int | None]
+    condition: Condition
+
+    @property
+    def capacity(self) -> NodeCapacity | None:
+        """What the node has for instances; ``None`` where it has not said it yet."""
+        return self.condition.capacity
 
 
 def status(tx: Transaction) -> list[NodeStatus]:
@@ -187,9 +235,14 @@ def status(tx: Transaction) -> list[NodeStatus]:
             name=row.name,
             zone=row.zone,
             roles=tuple(row.roles.split()),
+            address=row.address,
+            is_control=row.is_control,
+            accepts_instances=row.accepts_instances,
             is_up=row.is_up,
             seen_at=row.seen_at,
-            capacity=msgspec.json.decode(row.body, type=NodeCapacity) if row.body else None,
+            changed_at=row.changed_at,
+            approved=(row.approved_vcpus, row.approved_memory_mib, row.approved_disk_gib),
+            condition=msgspec.json.decode(row.body, type=Condition) if row.body else Condition(),
         )
         for row in tx.execute(query)
     ]

@@ -114,7 +114,9 @@ class Bench:
     def add_node(self, name: str, vcpus: int) -> str:
         node_id = self.site.add_node(name, vcpus=vcpus)
         capacity = NodeCapacity(vcpus=vcpus, memory_mib=1, disk_gib=1)
-        self.site.store.transaction(lambda tx: nodes.seen(tx, node_id, "boot", capacity))
+        self.site.store.transaction(
+            lambda tx: nodes.seen(tx, node_id, "boot", nodes.Condition(capacity=capacity))
+        )
         return node_id
 
     def launch(self, count: int = 1) -> list[str]:

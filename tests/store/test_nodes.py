@@ -15,7 +15,7 @@ CAPACITY = NodeCapacity(vcpus=4, memory_mib=8192, disk_gib=100)
 def beat(site: Site, *node_ids: str) -> None:
     def seen(tx: Transaction) -> None:
         for node_id in node_ids:
-            nodes.seen(tx, node_id, "boot", CAPACITY)
+            nodes.seen(tx, node_id, "boot", nodes.Condition(capacity=CAPACITY))
 
     site.store.transaction(seen)
 

@@ -36,7 +36,7 @@ def add_node(front: Front, name: str, zone: str, vcpus: int = 100) -> None:
         store_setup.prepare(tx, config)
         store_setup.join(tx, Node(node_id=name, name=name, zone=zone, roles=("compute",)))
         nodes.offer(tx, name, vcpus=vcpus, memory_mib=10**6, disk_gib=10**4)
-        nodes.seen(tx, name, "boot", CAPACITY)
+        nodes.seen(tx, name, "boot", nodes.Condition(capacity=CAPACITY))
 
     front.change(join)
 
