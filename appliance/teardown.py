@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from appliance.cluster import services
 from appliance.config import Config
 from appliance.datapath.record import NETWORK, NetworkRecord
 from appliance.errors import AnynodeError, ConfigError, Conflict, PluginError
@@ -31,8 +32,8 @@ Say = Callable[[str], None]
 D = TypeVar("D", bound=Driver)
 
 STATE_NAMES = frozenset(
-    {"attic", "compute", "datapath", "images", "instances", "log", "metadata", "node_id"}
-    | {"plugins", "seal", "store"}
+    {"attic", "cluster", "compute", "datapath", "images", "instances", "log", "metadata"}
+    | {"node_id", "plugins", "seal", "services", "store"}
 )
 """What a state folder holds: names up to the first dot or dash."""
 
@@ -214,6 +215,13 @@ def stop_daemons(run: Teardown) -> None:
             run.plugins.withdraw(Compute.group, name)
 
 
+def stop_services(run: Teardown) -> None:
+    """End the cluster's own store and broker, if this node runs them; what they hold goes, too."""
+    with run.trying("the cluster's services", "ps -e; end postgres, beam.smp and epmd of ours"):
+        for name in services.stop(run.config.state_dir, is_orderly=False):
+            run.note(name)
+
+
 def remove_folders(run: Teardown) -> None:
     """Remove the node's folders; while anything else is left they stay, for they know of it."""
     if run.left:
@@ -260,6 +268,7 @@ PARTS: tuple[tuple[str, Callable[[Teardown], None]], ...] = (
     ("detach-ports", detach_ports),
     ("withdraw-firewall", withdraw_firewall),
     ("stop-daemons", stop_daemons),
+    ("stop-services", stop_services),
     ("remove-folders", remove_folders),
 )
 """What is done, in order."""

@@ -13,8 +13,7 @@ _PURPOSE = "cluster secret"
 
 def put(tx: Transaction, seal: Seal, name: str, clear: bytes) -> None:
     """Store a secret, in place of the one of that name."""
-    sealed = seal.close(clear, f"{_PURPOSE}:{name}")
-    values = {"sealed": sealed, "changed_at": tx.now}
+    values = {"sealed": seal.close(clear, f"{_PURPOSE}:{name}"), "changed_at": tx.now}
     changed = tx.execute(
         update(cluster_secrets).where(cluster_secrets.c.name == name).values(values)
     )
@@ -27,10 +26,15 @@ def find(tx: Transaction, seal: Seal, name: str) -> bytes | None:
 
     :raises ConfigError: the key that sealed it is not in this node's file, or it was altered.
     """
-    row = tx.execute(
-        select(cluster_secrets.c.sealed).where(cluster_secrets.c.name == name)
-    ).one_or_none()
-    return seal.open(row.sealed, f"{_PURPOSE}:{name}") if row else None
+    found = sealed(tx, name)
+    return seal.open(found, f"{_PURPOSE}:{name}") if found else None
+
+
+def sealed(tx: Transaction, name: str) -> bytes | None:
+    """Return a secret as it is stored, which a copy of the store has just so."""
+    query = select(cluster_secrets.c.sealed).where(cluster_secrets.c.name == name)
+    found: bytes | None = tx.execute(query).scalar_one_or_none()
+    return found
 
 
 def remove(tx: Transaction, name: str) -> None:

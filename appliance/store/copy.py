@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import BigInteger, Table, func, insert, select, text
+from sqlalchemy import BigInteger, Table, delete, func, insert, select, text
 from sqlalchemy.exc import DataError
 
 from appliance.errors import Conflict, Unavailable
@@ -49,6 +49,12 @@ def copy(
     """
     migrations.upgrade(target)
     return source.read(lambda reading: target.transaction(lambda tx: _copy(reading, tx, progress)))
+
+
+def clear(tx: Transaction) -> None:
+    """Remove all rows of all tables that a copy fills."""
+    for table in reversed(_TABLES):
+        tx.execute(delete(table))
 
 
 def contents(tx: Transaction) -> dict[str, Content]:

@@ -52,11 +52,15 @@ def look_after(state_dir: Path) -> tuple[str, ...]:
     return tuple(started)
 
 
-def stop(state_dir: Path) -> tuple[str, ...]:
+def stop(state_dir: Path, *, is_orderly: bool = True) -> tuple[str, ...]:
     """End the services of this node; their state stays. Safe to repeat.
 
+    :param is_orderly: let them finish what they do; else they are killed, which loses nothing that
+        they have confirmed.
     :returns: the names of those that ran.
     :raises CommandFailed: one does not end.
     """
     services: tuple[Rabbitmq | Postgresql, ...] = (broker_of(state_dir), store_of(state_dir))
-    return tuple(service.name for service in services if service.stop() is not None)
+    return tuple(
+        service.name for service in services if service.stop(is_orderly=is_orderly) is not None
+    )

@@ -292,9 +292,10 @@ class Postgresql:
             account=self._account(),
         )
 
-    def stop(self) -> int | None:
+    def stop(self, *, is_orderly: bool = True) -> int | None:
         """End it, connections and all; return the process id, ``None`` when it did not run.
 
+        :param is_orderly: write down what it has; else it recovers when it is started again.
         :raises CommandFailed: it does not end.
         """
         if not self.exists:
@@ -302,7 +303,9 @@ class Postgresql:
         process = self.process()
         if process is None:
             return None
-        steps = ((signal.SIGINT, _STOP_S), (signal.SIGQUIT, _STOP_S))
+        # Not KILL: its children would be left to notice.
+        orderly = ((signal.SIGINT, _STOP_S),) if is_orderly else ()
+        steps = (*orderly, (signal.SIGQUIT, _STOP_S))
         daemon.end(self._record, process, steps)
         log.info("stopped PostgreSQL, process %d", process.pid)
         return process.pid

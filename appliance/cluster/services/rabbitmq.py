@@ -272,16 +272,18 @@ class Rabbitmq:
             account=self._account(),
         )
 
-    def stop(self) -> int | None:
+    def stop(self, *, is_orderly: bool = True) -> int | None:
         """End it and its port mapper; return the process id, ``None`` when it did not run.
 
+        :param is_orderly: let it hand in its work, which takes some seconds; else it is killed.
         :raises CommandFailed: it does not end.
         """
         if not self.exists:
             return None
         process = self.process()
         if process:
-            daemon.end(self._record, process, ((signal.SIGTERM, _STOP_S),))
+            steps = ((signal.SIGTERM, _STOP_S),) if is_orderly else ()
+            daemon.end(self._record, process, steps)
             log.info("stopped RabbitMQ, process %d", process.pid)
         self._stop_mapper()
         return process.pid if process else None
