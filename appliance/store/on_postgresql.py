@@ -86,14 +86,19 @@ class PatientConnection(psycopg.Connection[Any]):
         self.execute(_BEGIN_READ if self.is_reading else _BEGIN_WRITE, prepare=False)
 
     def end(self) -> None:
-        """Commit, with the transaction's mark if it is to leave one."""
-        if self.mark:
-            self.execute(_LEAVE.format(mark=self.mark, now=time.time()), prepare=False)
-            return
-        if self.info.transaction_status is psycopg.pq.TransactionStatus.INERROR:
-            # COMMIT would roll back without a word.
-            raise psycopg.errors.InFailedSqlTransaction("a statement of the transaction failed")
-        self.commit()
+        """Commit, with the mark if it is to leave one; a transaction that fails here has ended."""
+        try:
+            if self.mark:
+                self.execute(_LEAVE.format(mark=self.mark, now=time.time()), prepare=False)
+            elif self.info.transaction_status is psycopg.pq.TransactionStatus.INERROR:
+                # COMMIT would roll back without a word.
+                raise psycopg.errors.InFailedSqlTransaction("a statement of the transaction failed")
+            else:
+                self.commit()
+        except psycopg.Error:
+            if not self.closed:
+                self.rollback()
+            raise
 
 
 def make_engine(url: str, *, patience_s: float) -> Engine:

@@ -76,13 +76,21 @@ MakeOpenNode = Callable[..., OpenNode]
 @pytest.fixture
 def open_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeOpenNode]:
     """A function that starts a node; ``capacity`` is the machine's, the rest are settings."""
+    yield from open_nodes(tmp_path, monkeypatch)
+
+
+def open_nodes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, store_url: str = ""
+) -> Iterator[MakeOpenNode]:
+    """Yield what :func:`open_node` does, for a store of any kind."""
     made: list[OpenNode] = []
     quicken(monkeypatch)
 
     def make(capacity: dict[str, Any] | None = None, **sections: dict[str, Any]) -> OpenNode:
         machine = Machine(**{"memory_mib": 10_000_000, "vcpus": 10_000, **(capacity or {})})
         machine.install(monkeypatch)
-        node = OpenNode(tmp_path, machine, **{"quota": AMPLE, **sections})
+        usual = {"quota": AMPLE, "store": {"url": store_url}}
+        node = OpenNode(directory, machine, **{**usual, **sections})
         made.append(node)
         return node
 

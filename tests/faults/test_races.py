@@ -6,9 +6,12 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 from sqlalchemy import select, update
 
@@ -18,11 +21,19 @@ from appliance.model import NetworkPolicy
 from appliance.store import policy, schema
 from tests.chain.conftest import quiet_deaths  # noqa: F401
 from tests.chain.harness import wait_until
-from tests.faults.open_node import MakeOpenNode, OpenNode, open_node  # noqa: F401
+from tests.faults.open_node import MakeOpenNode, OpenNode, open_nodes
 from tests.faults.rounds import answers, at_once, codes, rounds
 
 NOTHING_USED = {"instances": 0, "vcpus": 0, "memory_mib": 0}
 SETTLED = ("running", "terminated")
+
+
+@pytest.fixture
+def open_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_url: str
+) -> Iterator[MakeOpenNode]:
+    """A function that starts a node with a store of each kind."""
+    yield from open_nodes(tmp_path, monkeypatch, store_url)
 
 
 def settled(node: OpenNode, ids: list[str], seconds: float = 60) -> Counter[str]:
@@ -61,7 +72,7 @@ def pool(node: OpenNode) -> Counter[str]:
 
 @rounds("races: same client token")
 def test_the_same_client_token_from_twenty_threads(
-    open_node: MakeOpenNode,  # noqa: F811
+    open_node: MakeOpenNode,
     number: int,
 ) -> None:
     node = open_node()
@@ -97,7 +108,7 @@ def test_the_same_client_token_from_twenty_threads(
 
 
 @rounds("races: places", 10, is_quick=False)
-def test_a_hundred_launches_for_sixty_places(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_a_hundred_launches_for_sixty_places(open_node: MakeOpenNode, number: int) -> None:
     node = open_node(capacity={"memory_mib": 60 * 512}, compute={"reserved_memory_mib": 0})
     launches = answers(at_once([partial(node.launch)] * 25 + [partial(node.launch, 5)] * 15))
     ids = [instance_id for launched in launches for instance_id in launched]
@@ -118,7 +129,7 @@ def test_a_hundred_launches_for_sixty_places(open_node: MakeOpenNode, number: in
 
 @rounds("races: places", 10)
 def test_a_hundred_single_launches_for_sixty_places(
-    open_node: MakeOpenNode,  # noqa: F811
+    open_node: MakeOpenNode,
     number: int,
 ) -> None:
     node = open_node(capacity={"memory_mib": 60 * 512}, compute={"reserved_memory_mib": 0})
@@ -151,7 +162,7 @@ def _assert_sound(node: OpenNode, free_at_first: int) -> None:
 
 @rounds("races: addresses", 5)
 def test_t40_three_hundred_ask_for_two_hundred_addresses(
-    open_node: MakeOpenNode,  # noqa: F811
+    open_node: MakeOpenNode,
     number: int,
 ) -> None:
     node = open_node()
@@ -169,7 +180,7 @@ def test_t40_three_hundred_ask_for_two_hundred_addresses(
 
 
 @rounds("races: addresses", 10)
-def test_t40_addresses_with_random_terminates(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_t40_addresses_with_random_terminates(open_node: MakeOpenNode, number: int) -> None:
     chance = random.Random(number)
     node = open_node()
     _leave_free(node, 20)
@@ -224,7 +235,7 @@ def test_t40_addresses_with_random_terminates(open_node: MakeOpenNode, number: i
 
 
 @rounds("races: quota")
-def test_a_quota_of_ten_under_forty_calls(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_a_quota_of_ten_under_forty_calls(open_node: MakeOpenNode, number: int) -> None:
     node = open_node(quota={"vcpus": 4000, "memory_mib": 10_000_000, "instances": 10})
     results = at_once([node.launch] * 40)
     assert codes(results) == ["InstanceLimitExceeded"] * 30
@@ -237,7 +248,7 @@ def test_a_quota_of_ten_under_forty_calls(open_node: MakeOpenNode, number: int) 
 
 
 @rounds("races: two terminates")
-def test_two_terminates_at_once(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_two_terminates_at_once(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     ids = node.launch(4)
     if number % 2:
@@ -256,7 +267,7 @@ def test_two_terminates_at_once(open_node: MakeOpenNode, number: int) -> None:  
 
 
 @rounds("races: terminate and launch")
-def test_terminates_that_overtake_their_launches(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_terminates_that_overtake_their_launches(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     chance = random.Random(number)
     pauses = [chance.choice((0, 0, 0.01, 0.03, 0.1)) for _ in range(12)]
@@ -281,7 +292,7 @@ def test_terminates_that_overtake_their_launches(open_node: MakeOpenNode, number
 
 
 @rounds("races: stop, start and terminate")
-def test_stop_start_and_terminate_at_once(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_stop_start_and_terminate_at_once(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     ids = node.launch(3)
     node.wait_for("running", *ids)
@@ -336,7 +347,7 @@ def _from_world(port: int) -> dict[str, Any]:
 
 
 @rounds("races: rules and launches", 10)
-def test_rules_that_change_during_launches(open_node: MakeOpenNode, number: int) -> None:  # noqa: F811
+def test_rules_that_change_during_launches(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     chance = random.Random(number)
     web, db = (
