@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,11 +342,11 @@ def hears(far: socket.socket, text: bytes) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain until {what}"
-        time.sleep(0.02)
+def listen(address: str, port: int) -> socket.socket:
+    """Take connections; a caller that waits for one in vain gives up."""
+    made = socket.create_server((address, port))
+    made.settimeout(DEADLINE_S)
+    return made
 
 
 # -- what crosses ---------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_a_full_packet_fits_and_one_byte_more_does_not(
 
 def test_a_connection_carries_much(lab: Lab, one: Instance, two: Instance) -> None:
     content = bytes(range(256)) * 4096
-    with two.stack.call(socket.create_server, (two.address, 7001)) as server:
+    with two.stack.call(listen, two.address, 7001) as server:
         received: list[bytes] = []
 
         def serve() -> None:
@@ -455,7 +455,7 @@ def test_gateway_and_metadata_are_those_of_the_own_node(lab: Lab) -> None:
     lab.fabric.crossed()
     for number, instance in lab.instances.items():
         node = lab.nodes[instance.node]
-        with node.call(socket.create_server, (METADATA_ADDRESS, 80)) as server:
+        with node.call(listen, METADATA_ADDRESS, 80) as server:
 
             def serve(server: socket.socket = server, number: int = number) -> None:
                 connection, peer = server.accept()
