@@ -36,8 +36,9 @@ more is to come."""
 _VERIFY_TEXT = """\
 Errors make `anynode verify` end with status 3; warnings alone do not. The codes are stable and can
 be ignored one by one (`--ignore`). I1 to I6 and I9 are the invariants of the design; N1 is about
-the node's process, N2 about its networks and firewall, N3 about the machine, and N4 stands for
-what observer plugins have to say, under codes of their own.
+the node's process, N2 about its networks and firewall, N3 about the machine, N5 about the store
+and the broker of a cluster, and N4 stands for what observer plugins have to say, under codes of
+their own.
 
 `--fix` repairs what has no owner any more and what was counted wrongly. It looks at each finding
 anew before it changes anything, never touches what has a live record or is not Anynode's, and sets

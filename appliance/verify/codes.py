@@ -257,6 +257,21 @@ DISK_READ_ONLY = _error(
     "The disk of a folder of the node may not be written: it was mounted so, or it is broken.",
     "See the kernel's log (`dmesg`); mount it writable when it is well. The node then goes on.",
 )
+SERVICE_DOWN = _error(
+    "N5.SERVICE_DOWN",
+    "A PostgreSQL or RabbitMQ of the cluster's own, on this node, does not run.",
+    "Start the node: it starts them. What they said last is in `services` in the state folder.",
+)
+BROKER_AWAY = _error(
+    "N5.BROKER_AWAY",
+    "The cluster's broker does not answer: what roles say to each other waits.",
+    "Look whether it runs, and whether this node reaches it. Nothing is lost meanwhile.",
+)
+BROKER_ALARM = _error(
+    "N5.BROKER_ALARM",
+    "The cluster's broker takes no messages, since its memory or disk is used up.",
+    "Make room on its machine; it goes on by itself.",
+)
 OBSERVED = _warning(
     "N4.OBSERVED",
     "An observer plugin has something to say; it brings codes of its own.",

@@ -17,7 +17,7 @@ from appliance.model import Finding
 from appliance.plugin_loader import quiet_loader_of
 from appliance.store import Transaction, sqlite_path
 from appliance.store import facts as store_facts
-from appliance.verify import codes
+from appliance.verify import codes, services
 from appliance.verify.facts import Facts, read_store
 
 LEAST_FREE_BYTES = 1 << 30
@@ -39,6 +39,7 @@ def look(config: Config, facts: Facts) -> Iterator[Finding]:
     yield from _node(config, facts)
     yield from _firewall(config, facts)
     yield from _machine(config, facts)
+    yield from services.look(config)
     yield from _processes(config, facts)
     yield from _modes(config)
     yield from _secrets(config, facts)
@@ -159,6 +160,7 @@ def private_files(config: Config) -> list[Path]:
     databases += [stored] if stored else []
     beside = [Path(f"{path}{end}") for path in databases for end in ("", "-wal", "-shm")]
     files = [*beside, state / "metadata.key", seal.key_path(state), *_logs(config)]
+    files += services.private_files(state)
     return [path for path in files if path.exists()]
 
 

@@ -23,9 +23,18 @@ def broker_of(state_dir: Path) -> Rabbitmq:
     return Rabbitmq(state_dir / "services" / "rabbitmq")
 
 
+def both(state_dir: Path) -> tuple[Postgresql, Rabbitmq]:
+    """Return both, in the order in which they are started."""
+    return store_of(state_dir), broker_of(state_dir)
+
+
 def tls_of(state_dir: Path) -> Tls:
     """Return where a node of a cluster has its certificate."""
-    folder = state_dir / "cluster"
+    return tls_in(state_dir / "cluster")
+
+
+def tls_in(folder: Path) -> Tls:
+    """Return the certificate of a node in a folder of what makes it a member."""
     return Tls(
         authority=folder / "authority.pem",
         certificate=folder / "node.pem",
@@ -43,13 +52,7 @@ def look_after(state_dir: Path) -> tuple[str, ...]:
     :raises AnynodeError: one does not start.
     """
     tls = tls_of(state_dir)
-    started = []
-    store, bus = store_of(state_dir), broker_of(state_dir)
-    if store.exists and store.ensure(tls):
-        started.append(store.name)
-    if bus.exists and bus.ensure(tls):
-        started.append(bus.name)
-    return tuple(started)
+    return tuple(one.name for one in both(state_dir) if one.exists and one.ensure(tls))
 
 
 def stop(state_dir: Path, *, is_orderly: bool = True) -> tuple[str, ...]:
@@ -60,7 +63,6 @@ def stop(state_dir: Path, *, is_orderly: bool = True) -> tuple[str, ...]:
     :returns: the names of those that ran.
     :raises CommandFailed: one does not end.
     """
-    services: tuple[Rabbitmq | Postgresql, ...] = (broker_of(state_dir), store_of(state_dir))
     return tuple(
-        service.name for service in services if service.stop(is_orderly=is_orderly) is not None
+        one.name for one in reversed(both(state_dir)) if one.stop(is_orderly=is_orderly) is not None
     )

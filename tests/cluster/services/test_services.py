@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pika
@@ -17,6 +18,7 @@ import pytest
 from appliance.cluster import services
 from appliance.cluster.management import Access, Management
 from appliance.cluster.services import daemon, rabbitmq
+from appliance.cluster.services.rabbitmq import Rabbitmq
 from appliance.errors import ConfigError, Denied, Unavailable
 from appliance.run import run
 from tests.services.own import OwnServices, running, write_certificates
@@ -214,6 +216,10 @@ def test_killed_services_are_started_again_and_end_without_a_trace() -> None:
             "queues", "kept", {"durable": True, "arguments": {"x-queue-type": "quorum"}}
         )
 
+        assert Management(own.access).alarms() == ()
+        set_memory_limit(bus, "1MB")
+        wait_until(lambda: Management(own.access).alarms() == ("memory anynode@localhost",))
+
         # A process that a crash kept us from writing down is known by its own id file.
         (store.folder / "process.json").unlink()
         (bus.folder / "process.json").unlink()
@@ -227,6 +233,24 @@ def test_killed_services_are_started_again_and_end_without_a_trace() -> None:
         for port in (own.store.port, own.bus.port, own.bus.admin_port):
             with socket.socket() as probe:
                 assert probe.connect_ex((own.bus.address, port)) != 0
+
+
+def set_memory_limit(broker: Rabbitmq, limit: str) -> None:
+    process = broker.process()
+    assert process is not None
+    words = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+    wanted = ("HOME=", "ERL_EPMD", "RABBITMQ_NODENAME=", "RABBITMQ_CONF_ENV_FILE=")
+    as_its_user = ["setpriv", "--reuid=rabbitmq", "--regid=rabbitmq", "--clear-groups"]
+    variables = [word for word in words if word.startswith(wanted)]
+    command = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "set_vm_memory_high_watermark", "absolute"]
+    run([*as_its_user, "env", "--chdir=/", *variables, *command, limit], deadline_s=60)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def wait_until_gone(pids: list[int]) -> None:

@@ -1,0 +1,55 @@
+"""What a cluster needs besides its nodes: its store and its broker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance import seal
+from appliance.cluster import logins, services
+from appliance.cluster.management import Management
+from appliance.config import Config
+from appliance.errors import AnynodeError, Denied, Unavailable
+from appliance.model import Finding
+from appliance.store import cluster_secrets
+from appliance.verify import codes
+from appliance.verify.facts import read_store
+
+
+def look(config: Config) -> Iterator[Finding]:
+    """Yield what is wrong with the services of a cluster, as far as this node knows them."""
+    for service in services.both(config.state_dir):
+        if service.exists and service.process() is None:
+            text = f"{service.name} in {service.folder} does not run."
+            yield codes.SERVICE_DOWN.found(service.name, text)
+    yield from _broker(config)
+
+
+def _broker(config: Config) -> Iterator[Finding]:
+    """Ask the broker for its alarms; needs the key file and the store of a control node."""
+    key_path = seal.key_path(config.state_dir)
+    if config.bus.url == "local:" or not os.access(key_path, os.R_OK):
+        return
+    try:
+        if read_store(config, lambda tx: cluster_secrets.sealed(tx, logins.ACCESS)) is None:
+            return
+        access = read_store(config, lambda tx: logins.stored_access(tx, seal.load(key_path)))
+        alarms = Management(access).alarms()
+    except (Unavailable, Denied) as error:
+        yield codes.BROKER_AWAY.found("the broker", error.message)
+        return
+    except AnynodeError as error:
+        yield codes.UNREAD.found("the broker", f"Could not look at the broker: {error}")
+        return
+    for alarm in alarms:
+        yield codes.BROKER_ALARM.found("the broker", f"The broker takes no messages: {alarm}.")
+
+
+def private_files(state_dir: Path) -> list[Path]:
+    """Return the files of secrets that a cluster has on this node, there or not."""
+    cluster = state_dir / "cluster"
+    return [
+        *(one.folder / "service.json" for one in services.both(state_dir)),
+        *(cluster / name for name in ("node.key", "settings.json", "init.json")),
+    ]
