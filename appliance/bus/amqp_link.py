@@ -26,6 +26,8 @@ from appliance.errors import Unavailable
 from appliance.world import World
 
 log = logging.getLogger(__name__)
+# It says in ten lines what the link says in one.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 PREFETCH = 64
 """Messages of a queue that a process holds at once without having acknowledged them."""

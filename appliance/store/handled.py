@@ -14,7 +14,9 @@ from appliance.store.schema import handled
 
 
 def _taking(is_sqlite: bool) -> Executable:
-    values: dict[str, Any] = {name: bindparam(name) for name in ("consumer", "message_id", "handled_at")}
+    values: dict[str, Any] = {
+        name: bindparam(name) for name in ("consumer", "message_id", "handled_at")
+    }
     made = (sqlite_insert if is_sqlite else pg_insert)(handled).values(values)
     return made.on_conflict_do_nothing()
 

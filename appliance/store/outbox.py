@@ -18,7 +18,9 @@ _MOST_PENDING = 1000
 
 _MOST_CLAIMED = 200
 
-_TAKE_ALL = delete(outbox).where(outbox.c.id.in_(bindparam("message_ids", expanding=True)))
+_TAKE_ALL = delete(outbox).where(
+    outbox.c.id.in_(bindparam("message_ids", expanding=True)), outbox.c.dead_at.is_(None)
+)
 _DUE = select(*(outbox.c[name] for name in OutboxRow._fields)).where(
     outbox.c.dead_at.is_(None),
     outbox.c.created_at < bindparam("written_before"),
@@ -45,7 +47,7 @@ def pending(tx: Transaction, topics: Iterable[str] | None = None) -> list[Outbox
 
 
 def take_all(tx: Transaction, message_ids: Iterable[str]) -> None:
-    """Delete rows that a broker answers for from now on."""
+    """Delete rows that a broker answers for from now on; what has died meanwhile stays."""
     tx.execute(_TAKE_ALL, {"message_ids": list(message_ids)})
 
 
