@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
+from appliance import bus as message_bus
 from appliance import node_folders
 from appliance.bus import Bus
-from appliance.bus.local import LocalBus
-from appliance.config import Config, without_password
+from appliance.cluster.membership import MEMBER_ROLE, Membership
+from appliance.config import Config
 from appliance.ending import Countdown, end_threads
-from appliance.errors import ConfigError
+from appliance.errors import AnynodeError, ConfigError, cause_chain
 from appliance.hooks import Observers, RoleMaker
 from appliance.hookspecs import Credentials
 from appliance.instance_types import CATALOG, Catalog
@@ -48,7 +53,9 @@ _ROUND_S = 5.0
 _PART_S = 1.0
 """Seconds that each part of a stop has, whatever those before it took."""
 
-START_ORDER = ("network", "scheduler", "controller", "datapath", "compute", "proxy", "api")
+START_ORDER = (
+    *(MEMBER_ROLE, "network", "scheduler", "controller", "datapath", "compute", "proxy", "api"),
+)
 """The front door opens last, and rules are there before instances."""
 
 FRONT_DOORS = ("api", "proxy")
@@ -57,12 +64,21 @@ FRONT_DOORS = ("api", "proxy")
 WORKING_ROLE = "compute"
 """The role that works on instances, in the lanes of the node."""
 
-LOCAL_BUS = "local:"
+
+class Vital(Struct, frozen=True, kw_only=True):
+    """How the roles of a node are; ``problems`` say by role why one does not run."""
+
+    roles: tuple[str, ...] = ()
+    problems: dict[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeParts:
-    """What a role is given. ``store`` is there for the roles that reach it and for no others."""
+    """What a role is given. ``store`` is there for the roles that reach it and for no others.
+
+    ``cluster`` is there on a node of a cluster; ``vital`` tells how the node's roles are, and
+    ``follow`` brings the node to other settings while it runs.
+    """
 
     world: World
     config: Config
@@ -74,6 +90,9 @@ class NodeParts:
     node_id: str
     boot_id: str
     types: Catalog = field(default_factory=lambda: CATALOG)
+    cluster: Membership | None = None
+    vital: Callable[[], Vital] = Vital
+    follow: Callable[[Config], None] = lambda config: None
 
     @property
     def node_name(self) -> str:
@@ -143,15 +162,20 @@ class Node:
         self._lock = node_folders.lock(config.run_dir)
         self.node_id = node_folders.remembered_id(config.state_dir / "node_id", self.world)
         self.boot_id = node_folders.remembered_id(config.run_dir / "boot_id", self.world)
-        self._store: Store | None = beside._store if beside else self._open_store()
-        if self._store:
-            self._enlist(self._store)
-        self._bus: Bus = beside._bus if beside else _make_bus(config, self._store, self.world)
-        made = credentials(self._store) if credentials and self._store else None
-        self.plugins = loader_of(config, made)
+        self.cluster = Membership.of(config.state_dir)
+        self._store: Store | None
+        self._bus: Bus
+        self._store, self._bus = (beside._store, beside._bus) if beside else self._connect(config)
+        self._is_store_ready = False
+        if not self.cluster and self._store:
+            self._ready_store()
+        self._credentials = credentials
+        self.plugins = self._make_loader()
         self.work = Lanes("work", WORK_THREADS)
         self.observers = Observers(self.plugins.create_all("appliance.observer", config.observers))
         self.roles: dict[str, Role] = {}
+        self.problems: dict[str, str] = {}
+        self._is_stopped = False
         self._rounds: dict[str, Rounds] = {}
         self._changing = threading.RLock()
         self._nodes: list[Node] = [self]
@@ -173,41 +197,73 @@ class Node:
         """The bus."""
         return self._bus
 
-    def _open_store(self) -> Store | None:
-        if not STORE_ROLES.intersection(self.config.node.roles):
-            return None
-        store = Store(self.config.store_url, self.world)
-        migrations.upgrade(store)
-        return store
-
-    def _enlist(self, store: Store) -> None:
-        """Make the node known, and the networks of its zone."""
-        row = NodeRow(
+    def _connect(self, config: Config) -> tuple[Store | None, Bus]:
+        """Return the store, where a role reaches it, and the bus; neither is asked anything yet."""
+        needs_store = bool(STORE_ROLES.intersection(config.node.roles))
+        store = Store(config.store_url, self.world) if needs_store else None
+        bus = message_bus.open(
+            config,
+            self.world,
+            store,
             node_id=self.node_id,
-            name=self.config.node_name,
-            zone=self.config.node.zone,
-            roles=self.config.node.roles,
+            tls=self.cluster.bus_tls if self.cluster else None,
+            signer=self.cluster.signer if self.cluster else None,
+            declares=needs_store,
         )
-        store.transaction(lambda tx: store_setup.prepare(tx, self.config))
-        store.transaction(lambda tx: store_setup.join(tx, row))
+        return store, bus
+
+    def _ready_store(self) -> None:
+        """Bring the store to this program's form; a lone node makes itself known in it.
+
+        :raises Unavailable: the store does not answer; it is tried again with the next role.
+        """
+        if self._is_store_ready:
+            return
+        store = self.store
+        migrations.upgrade(store)
+        if self.cluster is None:
+            row = NodeRow(
+                node_id=self.node_id,
+                name=self.config.node_name,
+                zone=self.config.node.zone,
+                roles=self.config.node.roles,
+            )
+            store.transaction(lambda tx: store_setup.prepare(tx, self.config, self.node_id))
+            store.transaction(lambda tx: store_setup.join(tx, row))
+        self._is_store_ready = True
+
+    def _make_loader(self) -> PluginLoader:
+        made = self._credentials(self._store) if self._credentials and self._store else None
+        return loader_of(self.config, made)
+
+    def role_names(self) -> tuple[str, ...]:
+        """Return the roles that this node shall have, in the order of their start.
+
+        In a cluster that is a member's, and a proxy where EC2 is not answered here.
+        """
+        names = {*self.config.node.roles}
+        if self.cluster:
+            names |= {MEMBER_ROLE, "proxy"}
+        if "api" in names:
+            names -= {"proxy"}
+        return tuple(sorted(names, key=_place_of))
 
     def start(self) -> None:
         """Start all roles of the settings and of the nodes beside this one, the front door last.
 
+        In a cluster one that cannot start is a problem of its own, and is tried again.
+
         :raises AnynodeError: a role could not start; what had started is stopped again.
         """
-        order = {name: place for place, name in enumerate(START_ORDER)}
         all_roles = sorted(
-            ((node, name) for node in self._nodes for name in node.config.node.roles),
-            key=lambda pair: order.get(pair[1], len(order)),
+            ((node, name) for node in self._nodes for name in node.role_names()),
+            key=lambda pair: _place_of(pair[1]),
         )
         try:
             for node, name in all_roles:
-                node.roles[name] = node._make_role(name)
-                self._bus.serve(node.roles[name])
+                node._prepare_role(name)
             for node, name in all_roles:
-                log.info("starting role %s", name)
-                node.roles[name].start()
+                node._start_prepared(name)
             self._bus.start()
         except BaseException:
             self.stop()
@@ -216,6 +272,89 @@ class Node:
             for name in node.roles:
                 node._begin_rounds(name)
             log.info("node %s is up with %s", node.config.node_name, ", ".join(node.roles))
+
+    def _prepare_role(self, name: str) -> None:
+        with self._tolerating(name):
+            self.roles[name] = self._make_role(name)
+            self._bus.serve(self.roles[name])
+
+    def _start_prepared(self, name: str) -> None:
+        role = self.roles.get(name)
+        if role is None:
+            return
+        log.info("starting role %s", name)
+        is_up = False
+        with self._tolerating(name):
+            role.start()
+            is_up = True
+        if not is_up:
+            self._bus.retire(role.topic, _PART_S)
+            self._stop_role(role)
+            del self.roles[name]
+
+    @contextmanager
+    def _tolerating(self, name: str) -> Iterator[None]:
+        """Note why a role does not start, in a cluster: the others are worth having without it."""
+        try:
+            yield
+        except AnynodeError as error:
+            if self.cluster is None or name == MEMBER_ROLE:
+                raise
+            if self.problems.get(name) != error.message:
+                log.error("role %s cannot start: %s", name, " <- ".join(cause_chain(error)))
+            self.problems[name] = error.message
+        else:
+            self.problems.pop(name, None)
+
+    def vital(self) -> Vital:
+        """Return how the roles are."""
+        roles = tuple(name for name in self.role_names() if name in {*self.roles})
+        return Vital(roles=roles, problems=dict(self.problems))
+
+    def follow(self, config: Config) -> None:
+        """Bring a node of a cluster to other settings: roles come and go while the others go on.
+
+        Where another store or bus, or anything else has changed, all roles begin anew; instances
+        go on. What cannot start is tried again at the next call. Safe to repeat.
+
+        :raises ConfigError: the settings cannot be used; nothing was changed.
+        """
+        with self._changing:
+            if self._is_stopped:
+                return
+            has_store = self._store is not None
+            needs_store = bool(STORE_ROLES.intersection(config.node.roles))
+            is_same = _without_roles(config) == _without_roles(self.config)
+            if is_same and has_store == needs_store:
+                self.config = config
+                self._follow_roles()
+            else:
+                self._begin_anew(config)
+
+    def _follow_roles(self) -> None:
+        wanted = self.role_names()
+        for name in set(self.problems) - {*wanted}:
+            del self.problems[name]
+        for name in [name for name in reversed(self.roles) if name not in wanted]:
+            self.stop_role(name)
+        for name in [name for name in wanted if name not in self.roles]:
+            with self._tolerating(name):
+                self.start_role(name)
+
+    def _begin_anew(self, config: Config) -> None:
+        log.info("the settings have changed: all roles begin anew")
+        before = self.config
+        self.config = config
+        try:
+            store, bus = self._connect(config)
+        except BaseException:
+            self.config = before
+            raise
+        self._end_roles(Countdown(STOP_S))
+        self._store, self._bus, self._is_store_ready = store, bus, False
+        self.plugins = self._make_loader()
+        self.problems.clear()
+        self.start()
 
     @property
     def port(self) -> int:
@@ -228,7 +367,7 @@ class Node:
         :raises AnynodeError: it could not start; nothing is left of it.
         """
         with self._changing:
-            if name in self.roles:
+            if name in self.roles or self._is_stopped:
                 return
             log.info("starting role %s", name)
             role = self._make_role(name)
@@ -266,6 +405,8 @@ class Node:
             del self.roles[name]
 
     def _make_role(self, name: str) -> Role:
+        if name in STORE_ROLES:
+            self._ready_store()
         parts = NodeParts(
             world=self.world,
             config=self.config,
@@ -277,6 +418,9 @@ class Node:
             node_id=self.node_id,
             boot_id=self.boot_id,
             types=self._types,
+            cluster=self.cluster,
+            vital=self.vital,
+            follow=self.follow,
         )
         return RoleMaker(name, self.plugins.create(RoleMaker.group, name)).create(parts)
 
@@ -305,7 +449,14 @@ class Node:
         messages, and only then what the handlers of messages write to. Nothing of it waits for
         long: whatever has not ended within ``deadline_s`` seconds in all is logged and left.
         """
-        countdown = Countdown(deadline_s)
+        self._is_stopped = True
+        self._end_roles(Countdown(deadline_s))
+        for node in self._nodes:
+            if not node._lock.closed:
+                node._lock.close()
+                log.info("node %s has stopped", node.config.node_name)
+
+    def _end_roles(self, countdown: Countdown) -> None:
         rounds = [one for node in self._nodes for one in node._rounds.values()]
         for one in rounds:
             one.end()
@@ -321,9 +472,8 @@ class Node:
         if self._store:
             self._store.close()
         for node in self._nodes:
-            if not node._lock.closed:
-                node._lock.close()
-                log.info("node %s has stopped", node.config.node_name)
+            node._rounds.clear()
+            node.work = Lanes("work", WORK_THREADS)
 
 
 def _at_once(stops: Sequence[Callable[[], None]], countdown: Countdown) -> None:
@@ -344,17 +494,11 @@ def _check_roles(config: Config) -> None:
         raise ConfigError(f"A further node of a process cannot be {', '.join(sorted(wrong))}.")
 
 
-def _make_bus(config: Config, store: Store | None, world: World) -> Bus:
-    """Return the bus of the settings, which does not deliver yet.
+def _place_of(role: str) -> tuple[int, str]:
+    place = START_ORDER.index(role) if role in START_ORDER else len(START_ORDER)
+    return place, role
 
-    :raises ConfigError: there is none for that URL, or it needs a store that is not here.
-    """
-    if config.bus.url != LOCAL_BUS:
-        shown = without_password(config.bus.url)
-        raise ConfigError(f"There is no bus for {shown!r}; there is {LOCAL_BUS}.")
-    if store is None:
-        raise ConfigError(
-            f"The bus {LOCAL_BUS} needs a store, and none of the node's roles reaches one.",
-            hint="Join a cluster, or give the node the roles of a lone one.",
-        )
-    return LocalBus(store, world, attempts=config.bus.attempts, lanes=config.bus.lanes)
+
+def _without_roles(config: Config) -> Config:
+    node = msgspec.structs.replace(config.node, roles=())
+    return msgspec.structs.replace(config, node=node)
