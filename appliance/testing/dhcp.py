@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+from appliance.errors import CommandFailed
+from appliance.run import run
 from appliance.testing.namespaces import Machine
 
 
@@ -17,13 +19,9 @@ def ask_dhcp(machine: Machine, directory: Path, tries: int = 8) -> dict[str, str
     script.chmod(0o700)
     # -B: answers come as broadcasts, so that a card that the bridge does not know could hear them.
     client = ["busybox", "udhcpc", "-B", "-i", "eth0", "-f", "-q", "-n", "-O", "mtu"]
-    machine.call(
-        subprocess.run,
-        [*client, "-t", str(tries), "-T", "1", "-A", "1", "-s", str(script)],
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    options = ["-t", str(tries), "-T", "1", "-A", "1", "-s", str(script)]
+    with suppress(CommandFailed):
+        machine.call(run, [*client, *options], deadline_s=60)
     if not given.exists():
         return {}
     pairs = (line.partition("=") for line in given.read_text().splitlines())

@@ -57,7 +57,9 @@ class Vxlan(BridgedNetworks):
         """Make the kernel's entries those of the remotes; what is right already is not touched."""
         want = {rules.member_of(remote) for remote in remotes.values()}
         have = rules.members(network.segment)
-        rules.apply(rules.render_members(network.segment, want - have, have - want))
+        known = rules.macs_elsewhere()
+        new = {member for member in want if member not in have or member[1] not in known}
+        rules.apply(rules.render_members(network.segment, new, have - want))
         present = tunnels.entries(network)
         tunnels.apply(network, tunnels.difference(present, _entries(network, remotes.values())))
 
@@ -112,7 +114,7 @@ class Vxlan(BridgedNetworks):
         """Remove the tunnel, then its rules."""
         self._told.pop(network.network_id, None)
         tunnels.remove(tunnels.device_name(network), self.mark(network.network_id))
-        rules.apply(rules.render_removal(network.segment, is_last=is_last))
+        _remove_rules(network.segment, is_last=is_last)
 
     def strip_unrecorded(self, network_id: str, present: Mapping[str, links.Link]) -> None:
         """Remove the tunnel that bears the network's mark, and its rules."""
@@ -120,8 +122,7 @@ class Vxlan(BridgedNetworks):
             if found.kind == "vxlan" and found.mark == self.mark(network_id):
                 tunnels.remove(name, self.mark(network_id))
                 segment = int(name.removeprefix("anvx"))
-                is_last = not self.prepared_networks()
-                rules.apply(rules.render_removal(segment, is_last=is_last))
+                _remove_rules(segment, is_last=not self.prepared_networks())
 
     def remotes(self, present: Mapping[str, links.Link]) -> dict[str, tuple[RemotePort, ...]]:
         """Return the ports elsewhere that the kernel forwards to."""
@@ -186,8 +187,13 @@ class Vxlan(BridgedNetworks):
         count += len(list(change.gone_neighbours))
         meant = {rules.member_of(remote) for remote in told.values()}
         count += len(meant ^ rules.members(network.segment))
+        count += len({mac for _, mac in meant} - rules.macs_elsewhere())
         if count:
             yield f"{count} entries for ports of {network.network_id} elsewhere are wrong."
+
+
+def _remove_rules(segment: int, *, is_last: bool) -> None:
+    rules.apply(rules.render_removal(segment, rules.members(segment), is_last=is_last))
 
 
 def _put_change(

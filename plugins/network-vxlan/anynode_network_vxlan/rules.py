@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from appliance.errors import CommandFailed
@@ -26,12 +26,13 @@ _DEADLINE_S = 30.0
 _VNI = "@th,96,24"
 _MAC = "@th,176,48"
 _TUNNELS = '"anvx*"'
+_TO_ALL6 = "ether daddr set 33:33:00:00:00:01"
 _DISCOVERY = (
     "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }"
 )
 _SETS = {
-    "set vnis": f"typeof {_VNI};",
-    "map networks": f"typeof {_VNI} : verdict;",
+    "inet": {"set vnis": f"typeof {_VNI};", "map networks": f"typeof {_VNI} : verdict;"},
+    "bridge": {"set elsewhere": "type ether_addr;"},
 }
 _CHAINS: dict[str, dict[str, tuple[str, ...]]] = {
     "inet": {
@@ -50,6 +51,13 @@ _CHAINS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "bridge": {
+        "prerouting": (
+            "type filter hook prerouting priority -290; policy accept;",
+            # The bridge answers only what is asked of all; who knows a MAC asks it alone, again
+            # and again, whether it is still there.
+            "arp operation request ether daddr @elsewhere ether daddr set ff:ff:ff:ff:ff:ff",
+            f"icmpv6 type nd-neighbor-solicit ether daddr @elsewhere {_TO_ALL6}",
+        ),
         "crossing": (
             "",
             "ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 drop",
@@ -77,7 +85,10 @@ _CHAINS: dict[str, dict[str, tuple[str, ...]]] = {
 def render_base() -> list[str]:
     """Return commands that put in place what all networks need; repeatable."""
     lines = [f"add table {family} {TABLE}" for family in _CHAINS]
-    lines += [f"add {thing} {{ {kind} }}" for thing, kind in _named("inet", _SETS)]
+    for family, things in _SETS.items():
+        for thing, kind in things.items():
+            sort, _, name = thing.partition(" ")
+            lines.append(f"add {sort} {family} {TABLE} {name} {{ {kind} }}")
     for family, chains in _CHAINS.items():
         for name, (hook, *rules) in chains.items():
             chain = f"{family} {TABLE} {name}"
@@ -85,12 +96,6 @@ def render_base() -> list[str]:
             lines.append(f"flush chain {chain}")
             lines += [f"add rule {chain} {rule}" for rule in rules]
     return lines
-
-
-def _named(family: str, things: dict[str, str]) -> Iterable[tuple[str, str]]:
-    for thing, kind in things.items():
-        sort, _, name = thing.partition(" ")
-        yield f"{sort} {family} {TABLE} {name}", kind
 
 
 def render_network(vni: int) -> list[str]:
@@ -107,8 +112,11 @@ def render_network(vni: int) -> list[str]:
     ]
 
 
-def render_removal(vni: int, *, is_last: bool) -> list[str]:
-    """Return commands that remove a network, or everything with the last; repeatable."""
+def render_removal(vni: int, left: Set[Member], *, is_last: bool) -> list[str]:
+    """Return commands that remove a network, or everything with the last; repeatable.
+
+    :param left: the members that it still has.
+    """
     if is_last:
         return [
             line
@@ -120,6 +128,7 @@ def render_removal(vni: int, *, is_last: bool) -> list[str]:
     return [
         *render_base(),
         *render_network(vni),
+        *render_members(vni, set(), left),
         f"delete element {table} networks {{ {vni} : goto network-{vni} }}",
         f"delete element {table} vnis {{ {vni} }}",
         f"delete chain {table} network-{vni}",
@@ -136,23 +145,24 @@ def member_of(remote: RemotePort) -> Member:
     return remote.node_address, remote.mac
 
 
-def render_members(vni: int, added: Iterable[Member], removed: Iterable[Member]) -> list[str]:
+def render_members(vni: int, added: Set[Member], removed: Set[Member]) -> list[str]:
     """Return commands that let frames of some ports through, and of others no more."""
+    members, elsewhere = f"inet {TABLE} members-{vni}", f"bridge {TABLE} elsewhere"
+    stay = {mac for _, mac in added}
+    macs_gone = ", ".join(sorted({mac for _, mac in removed} - stay))
     lines = []
-    gone, come = _elements(removed), _elements(added)
-    if gone:
-        # One that is not there cannot be deleted; one that is can be added.
-        lines.append(f"add element inet {TABLE} members-{vni} {{ {gone} }}")
-        lines.append(f"delete element inet {TABLE} members-{vni} {{ {gone} }}")
-    if come:
-        lines.append(f"add element inet {TABLE} members-{vni} {{ {come} }}")
+    for where, gone in ((members, _elements(removed)), (elsewhere, macs_gone)):
+        if gone:
+            # One that is not there cannot be deleted; one that is can be added.
+            lines += [f"{verb} element {where} {{ {gone} }}" for verb in ("add", "delete")]
+    for where, come in ((members, _elements(added)), (elsewhere, ", ".join(sorted(stay)))):
+        if come:
+            lines.append(f"add element {where} {{ {come} }}")
     return lines
 
 
-def _elements(members: Iterable[Member]) -> str:
-    return ", ".join(
-        f"{address} . 0x{mac.replace(':', '')}" for address, mac in sorted(set(members))
-    )
+def _elements(members: Set[Member]) -> str:
+    return ", ".join(f"{address} . 0x{mac.replace(':', '')}" for address, mac in sorted(members))
 
 
 def apply(lines: list[str]) -> None:
@@ -173,6 +183,15 @@ def members(vni: int) -> set[Member]:
             digits = f"{number:012x}"
             found.add((address, ":".join(re.findall("..", digits))))
     return found
+
+
+def macs_elsewhere() -> set[str]:
+    """Return the MACs of ports elsewhere, of all networks, as they are in force."""
+    return {
+        mac
+        for entry in _listed(["set", "bridge", TABLE, "elsewhere"])
+        for mac in entry.get("set", {}).get("elem", ())
+    }
 
 
 def missing(vnis: Sequence[int]) -> list[str]:

@@ -196,6 +196,7 @@ def breakages(network: NetworkSpec) -> dict[str, tuple[str, ...]]:
             f"network-{network.segment}",
         ),
         "no members": ("nft", "flush", "set", "inet", rules.TABLE, f"members-{network.segment}"),
+        "no MACs": ("nft", "flush", "set", "bridge", rules.TABLE, "elsewhere"),
         "no networks": (
             *("nft", "delete", "element", "inet", rules.TABLE, "networks"),
             f"{{ {network.segment} : goto network-{network.segment} }}",
@@ -362,6 +363,19 @@ def test_networks_of_two_types_know_their_own(
     assert flat.list().ports == (kept,)
     flat.detach(kept.port_id)
     flat.release(other.network_id)
+
+
+def test_a_network_takes_its_members_with_it(
+    node: Node, driver: Network, network: NetworkSpec
+) -> None:
+    other = make_network("vxlan", 2)
+    for one in (network, other):
+        driver.prepare(one)
+        driver.reach(one, whole(one, 7))
+    driver.release(network.network_id)
+    assert node.call(rules.macs_elsewhere) == {make_port(other, 7).mac}
+    assert node.call(rules.members, network.segment) == set()
+    assert driver.list().warnings == ()
 
 
 def test_a_change_costs_what_changes(node: Node, driver: Network, network: NetworkSpec) -> None:

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 from anynode_firewall_nftables.driver import NftablesFirewall
 from anynode_network_vxlan import Settings, create
 from pyroute2 import IPRoute
 
 from appliance.datapath import links
-from appliance.firewall import METADATA_ADDRESS, Packet
-from appliance.firewall.rules import UDP
+from appliance.firewall import ETHER_ARP, ETHER_IPV6, METADATA_ADDRESS, Arp, Packet
+from appliance.firewall.rules import ICMPV6, UDP
 from appliance.hookspecs import PluginContext, PluginSource
 from appliance.model import (
     FirewallPort,
@@ -32,7 +33,7 @@ from appliance.model import (
 )
 from appliance.testing.dhcp import ask_dhcp
 from appliance.testing.firewall import FirewallInside, allow, make_group
-from appliance.testing.frames import encode
+from appliance.testing.frames import encode, mac_bytes
 from appliance.testing.namespaces import Machine, Namespace, NetworkInside, add_route, set_up
 from appliance.testing.network import make_network, make_port
 
@@ -41,10 +42,13 @@ pytestmark = pytest.mark.node
 VXLAN = 4789
 MTU = 1450
 SILENCE_S = 0.4
+NO_DAD = Path("/proc/sys/net/ipv6/conf/eth0/accept_dad")
 DEADLINE_S = 10.0
 SO_RCVBUFFORCE = 33
 DONT_FRAGMENT = (socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
-NETWORK = make_network("vxlan")
+NETWORK = msgspec.structs.replace(
+    make_network("vxlan"), cidr6="fd00:64::/64", gateway6="fd00:64::1"
+)
 GATEWAY_MAC = links.bridge_mac(NETWORK.network_id)
 
 
@@ -164,6 +168,10 @@ class Instance:
         return self.port.addresses[0]
 
     @property
+    def address6(self) -> str:
+        return self.port.addresses[1]
+
+    @property
     def stack(self) -> Machine:
         assert self.machine
         return self.machine
@@ -182,7 +190,10 @@ class Lab:
 
     def launch(self, number: int, node: int, *groups: str) -> Instance:
         """Make an instance with an address of its own, without DHCP."""
-        instance = Instance(make_port(NETWORK, number), node, groups or ("sg-a",))
+        port = make_port(NETWORK, number)
+        both = (*port.addresses, f"fd00:64::{number + 16:x}")
+        port = msgspec.structs.replace(port, addresses=both)
+        instance = Instance(port, node, groups or ("sg-a",))
         self.instances[number] = instance
         self.plug(instance)
         return instance
@@ -194,7 +205,8 @@ class Lab:
         self.tell()
         node.network.raise_link(port.port_id)
         machine = instance.machine = Machine(node, tap, port.mac, mtu=MTU)
-        machine.call(set_up, "eth0", f"{instance.address}/24")
+        machine.call(NO_DAD.write_text, "0")
+        machine.call(set_up, "eth0", f"{instance.address}/24", f"{instance.address6}/64")
         machine.call(add_route, "0.0.0.0/0", NETWORK.gateway)
 
     def unplug(self, instance: Instance) -> None:
@@ -221,7 +233,7 @@ class Lab:
         members: dict[str, list[str]] = {"sg-a": [], "sg-b": []}
         for one in self.instances.values():
             for group in one.groups:
-                members[group].append(one.address)
+                members[group] += one.port.addresses
         rules = {"sg-a": [allow(peer=peer) for peer in self.peers], "sg-b": []}
         return NetworkPolicy(
             network=NETWORK,
@@ -312,7 +324,8 @@ def three(lab: Lab) -> Instance:
 
 
 def udp(address: str, port: int = 0) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_DGRAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     made.settimeout(SILENCE_S)
     made.bind((address, port))
@@ -418,6 +431,79 @@ def test_nothing_but_packets_for_one_crosses(lab: Lab, one: Instance, two: Insta
     assert not any(seen.is_for_many for seen in crossed)
     texts = {seen.inner[42:] for seen in crossed}
     assert texts == {b"to two", answered}
+
+
+def test_ipv6_crosses_and_its_discovery_does_not(lab: Lab, one: Instance, two: Instance) -> None:
+    with (
+        one.stack.call(udp, one.address6) as near,
+        two.stack.call(udp, two.address6, 7000) as far,
+    ):
+        # The first packet waits until the address is resolved.
+        near.sendto(b"to two", (two.address6, 7000))
+        assert hears(far, b"to two")
+        far.sendto(b"and back", near.getsockname()[:2])
+        assert hears(near, b"and back")
+        lab.fabric.crossed()
+        solicitation = Packet(
+            source="uplink",
+            destination="uplink",
+            ether_src=one.port.mac,
+            ether_dst=two.port.mac,
+            ether_type=ETHER_IPV6,
+            ip_src=one.address6,
+            ip_dst=two.address6,
+            protocol=ICMPV6,
+            icmp_type=135,
+            nd_target=two.address6,
+            hop_limit=255,
+        )
+        with one.stack.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0xDD86) as card:
+            card.settimeout(DEADLINE_S)
+            card.bind(("eth0", ETHER_IPV6))
+            card.send(encode(solicitation)[0])
+            while True:
+                answer = card.recv(1500)
+                if answer[20] == ICMPV6 and answer[54] == 136:
+                    break
+        assert answer[6:12] == mac_bytes(two.port.mac)
+        near.sendto(b"last", (two.address6, 7000))
+        assert hears(far, b"last")
+    crossed = lab.fabric.crossed()
+    assert not any(seen.is_for_many for seen in crossed)
+    assert {seen.inner[20] for seen in crossed if seen.ether_type == ETHER_IPV6} == {UDP}
+
+
+def test_what_is_a_nodes_business_does_not_cross_for_one_either(
+    lab: Lab, one: Instance, two: Instance
+) -> None:
+    """An instance knows the other's MAC, and asks it alone."""
+    refresh = Packet(
+        source="uplink",
+        destination="uplink",
+        ether_src=one.port.mac,
+        ether_dst=two.port.mac,
+        ether_type=ETHER_ARP,
+        arp=Arp(
+            operation=1,
+            sender_mac=one.port.mac,
+            sender_ip=one.address,
+            target_mac=two.port.mac,
+            target_ip=two.address,
+        ),
+    )
+    lab.fabric.crossed()
+    with one.stack.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0x0608) as card:
+        card.settimeout(DEADLINE_S)
+        card.bind(("eth0", 0x0806))
+        card.send(encode(refresh)[0])
+        answer = card.recv(1500)
+        assert answer[6:12] == answer[22:28] == mac_bytes(two.port.mac)
+        with one.stack.call(udp, one.address) as near:
+            near.sendto(b"discover", (two.address, 67))
+        assert passes(one, two, b"last")
+    crossed = lab.fabric.crossed()
+    assert {seen.ether_type for seen in crossed} == {0x0800}
+    assert {seen.inner[42:] for seen in crossed} == {b"last"}
 
 
 def _forget_neighbours() -> None:
@@ -641,8 +727,8 @@ def test_a_moved_instance_is_local_to_those_that_were_its_peers(lab: Lab, one: I
     mover.node = 1
     lab.plug(mover)
     lab.fabric.crossed()
-    assert passes(one, mover)
-    assert lab.fabric.crossed() == []
+    assert passes(one, mover, b"stays here")
+    assert all(b"stays here" not in seen.inner for seen in lab.fabric.crossed())
 
 
 def test_what_is_removed_is_reached_no_more(lab: Lab, one: Instance) -> None:
