@@ -98,23 +98,21 @@ class Relay:
             try:
                 self._delete_confirmed()
                 if clock.monotonic() >= next_look:
-                    next_look = clock.monotonic() + AFTER_S
-                    self._look()
+                    is_more = self._look()
+                    next_look = clock.monotonic() + (GATHER_S if is_more else AFTER_S)
             except Exception as error:  # noqa: BLE001 - without this thread nothing is sent again
                 log.warning("could not look at the outbox: %s", error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_stopping, AFTER_S)
 
-    def _look(self) -> None:
-        """Take what has stayed behind."""
-
-        def claim(after: float, again: float) -> list[OutboxRow]:
-            if not self._store.read(lambda tx: outbox_table.is_any_due(tx, after, again)):
-                return []
-            return self._store.transaction(lambda tx: outbox_table.claim(tx, after, again))
-
-        for row in claim(AFTER_S, AGAIN_AFTER_S):
+    def _look(self) -> bool:
+        """Take what has stayed behind; say whether there may be more of it."""
+        if not self._store.read(lambda tx: outbox_table.is_any_due(tx, AFTER_S, AGAIN_AFTER_S)):
+            return False
+        rows = self._store.transaction(lambda tx: outbox_table.claim(tx, AFTER_S, AGAIN_AFTER_S))
+        for row in rows:
             self.take(row)
+        return bool(rows)
 
     def _delete_confirmed(self) -> None:
         with self._changed:
