@@ -150,7 +150,12 @@ class ControllerSettings(Section, frozen=True, kw_only=True):
 class NetworkSettings(Section, frozen=True, kw_only=True):
     """The default networks, each made when the first node of its zone starts."""
 
-    type: Annotated[str, _meaning("network plugin of the default network")] = "flatdhcp"
+    type: Annotated[
+        str,
+        _meaning(
+            "network plugin of default networks; empty: flatdhcp on a lone node, vxlan in a cluster"
+        ),
+    ] = ""
     cidr: Annotated[
         str, _meaning("IPv4 range of the first zone's default network; others get one as large")
     ] = "10.64.0.0/24"
@@ -171,7 +176,20 @@ class NetworkSettings(Section, frozen=True, kw_only=True):
     metadata: Annotated[
         bool, _meaning("whether instances find the metadata service at 169.254.169.254")
     ] = True
-    mtu: Annotated[int, _meaning("bytes that a frame of an instance may carry", ge=576)] = 1500
+    mtu: Annotated[
+        int,
+        _meaning(
+            "bytes that a packet between the machines may carry; those of instances, too, less "
+            "what a tunnel needs (50 of vxlan)",
+            ge=626,
+        ),
+    ] = 1500
+    first_segment: Annotated[
+        int, _meaning("lowest number of a network that spans nodes (VNI)", ge=1, le=16777215)
+    ] = 10000
+    last_segment: Annotated[
+        int, _meaning("highest number of a network that spans nodes (VNI)", ge=1, le=16777215)
+    ] = 16777215
     address_quarantine_s: Annotated[
         float, _meaning("seconds after which an unconfirmed freed address is issued again", ge=0)
     ] = 600.0

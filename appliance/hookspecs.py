@@ -8,6 +8,7 @@ Each class is one entry-point group. A plugin is a module, named by the entry po
 * ``create(settings, context)``: returns the object whose ``@hookimpl`` methods are called,
 * ``spans_nodes``: ``True`` in a network plugin that fills ``network_reach``: its networks are
   the same on every node. One of another plugin belongs to the node that it was made on (optional),
+* ``overhead_bytes``: by how many bytes such a plugin's packets grow between nodes (optional),
 * ``withdraw(settings, context)``: ends what ``create`` has started on this machine, a daemon for
   example; called when the node is taken off it, after all instances and ports (optional).
 

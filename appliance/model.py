@@ -94,7 +94,8 @@ class Member(Value, frozen=True, kw_only=True):
 class PlacementRequest(Value, frozen=True, kw_only=True):
     """One instance that wants a node.
 
-    ``pinned_node_id`` is set where the instance's disk lies on a node; ``excluded_node_ids`` are
+    ``pinned_node_id`` is set where the instance's disk lies on a node, or only that node has its
+    network; ``excluded_node_ids`` are
     nodes that have been tried for it. ``seed`` makes a random choice repeatable.
     """
 

@@ -135,6 +135,24 @@ def find(group: str, name: str) -> Installed:
     return named[0]
 
 
+def spans_nodes(network_type: str) -> bool:
+    """Say whether networks of a type are the same on every node.
+
+    :raises PluginError: its plugin is missing or does not load.
+    """
+    module = find("appliance.network", network_type).load()
+    return bool(getattr(module, "spans_nodes", False))
+
+
+def overhead_bytes(network_type: str) -> int:
+    """Return by how many bytes packets of a network of a type grow on their way between nodes.
+
+    :raises PluginError: its plugin is missing or does not load.
+    """
+    module = find("appliance.network", network_type).load()
+    return int(getattr(module, "overhead_bytes", 0))
+
+
 def settings_names(module: ModuleType) -> list[str]:
     """Return the names of a plugin's settings."""
     struct = getattr(module, "Settings", NoSettings)

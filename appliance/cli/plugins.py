@@ -140,7 +140,7 @@ def in_use(config: Config) -> list[tuple[str, str]]:
     named = [
         *(("role", name) for name in config.node.roles),
         ("scheduler", config.scheduler.driver),
-        ("network", config.network.type),
+        ("network", _network_type(config)),
         ("firewall", config.firewall.driver),
         ("compute", config.compute.driver),
         *(("injection", name) for name in config.compute.injection),
@@ -152,6 +152,13 @@ def in_use(config: Config) -> list[tuple[str, str]]:
         named += [("filter", name) for name in getattr(settings, "filters", ())]
         named += [("weight", name) for name in getattr(settings, "weights", ())]
     return [(f"appliance.{group}", name) for group, name in named]
+
+
+def _network_type(config: Config) -> str:
+    from appliance.store.setup import CLUSTER_TYPE, LONE_TYPE
+
+    is_member = (config.state_dir / "cluster").is_dir()
+    return config.network.type or (CLUSTER_TYPE if is_member else LONE_TYPE)
 
 
 def _filter_settings(config: Config) -> Any:

@@ -17,7 +17,7 @@ from appliance.model import (
     Ranking,
 )
 from appliance.node import NodeParts
-from appliance.store import Transaction, instances, nodes, placements
+from appliance.store import Transaction, instances, networks, nodes, placements
 from appliance.store.instances import Instance
 from appliance.store.placements import Placement
 
@@ -98,10 +98,14 @@ def make_plan(
     def read(tx: Transaction) -> tuple[list[Waiting], _Surroundings]:
         waiting = find_waiting(tx, instance_ids)
         ids = [one.instance_id for one in waiting]
+        specs = instances.specs(tx, ids)
         return waiting, _Surroundings(
             views=nodes.views(tx),
             failed=placements.failed_nodes_of(tx, ids),
-            specs=instances.specs(tx, ids),
+            specs=specs,
+            keepers=networks.keepers(
+                tx, {port.network_id for spec in specs.values() for port in spec.ports}
+            ),
         )
 
     waiting, around = placing.parts.need_store().read(read)
@@ -109,7 +113,8 @@ def make_plan(
     ranked = {}
     for one in waiting:
         full = filled.get(one.instance_id, ())
-        request = _request(placing, one, (*around.failed.get(one.instance_id, ()), *full))
+        excluded = (*around.failed.get(one.instance_id, ()), *full)
+        request = _request(placing, one, excluded, around.keepers_of(one))
         ranking = placing.scheduler.rank(request, list(board.values()))
         ranked[one.instance_id] = Ranked(waiting=one, ranking=ranking, filled=full)
         for node_id in ranking.node_ids[:1]:
@@ -123,10 +128,25 @@ class _Surroundings:
     views: list[NodeView]
     failed: Mapping[str, tuple[str, ...]]
     specs: Mapping[str, InstanceSpec]
+    keepers: Mapping[str, str]
+
+    def keepers_of(self, waiting: Waiting) -> set[str]:
+        """Return the nodes that alone have one of the instance's networks."""
+        spec = self.specs.get(waiting.instance_id)
+        ids = [port.network_id for port in spec.ports] if spec else []
+        return {self.keepers[network_id] for network_id in ids if network_id in self.keepers}
 
 
-def _request(placing: Placing, waiting: Waiting, excluded: tuple[str, ...]) -> PlacementRequest:
+def _request(
+    placing: Placing, waiting: Waiting, excluded: tuple[str, ...], keepers: set[str]
+) -> PlacementRequest:
     instance, kept = waiting.instance, waiting.kept
+    pins = {kept.node_id} | keepers if kept else keepers
+    if len(pins) > 1:
+        # No node has its disk and all its networks.
+        excluded = (*excluded, *sorted(pins))
+    elif kept:
+        excluded = ()
     return PlacementRequest(
         instance_id=instance.instance_id,
         project_id=instance.project_id,
@@ -135,8 +155,8 @@ def _request(placing: Placing, waiting: Waiting, excluded: tuple[str, ...]) -> P
         memory_mib=instance.memory_mib,
         disk_gib=0 if kept else instance.disk_gib,
         zone=instance.zone,
-        pinned_node_id=kept.node_id if kept else None,
-        excluded_node_ids=() if kept else tuple(dict.fromkeys(excluded)),
+        pinned_node_id=min(pins, default=None),
+        excluded_node_ids=tuple(dict.fromkeys(excluded)),
         seed=placing.parts.world.random.getrandbits(32),
     )
 

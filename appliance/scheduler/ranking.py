@@ -41,7 +41,7 @@ def asked_reasons(request: PlacementRequest, nodes: Sequence[NodeView]) -> list[
     return [
         "has been tried for this instance"
         if node.node_id in excluded
-        else "does not hold the disk of this instance"
+        else "does not hold the disk or the network of this instance"
         if pinned is not None and node.node_id != pinned
         else None
         for node in nodes

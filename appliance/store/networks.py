@@ -30,6 +30,9 @@ _RESERVED_LOW = 4  # network, gateway and two that EC2 reserves, too
 _MOST_ADDRESSES = 65536
 
 _FIND = select(networks.c.body).where(networks.c.id.in_(bindparam("ids", expanding=True)))
+_KEEPERS = select(networks.c.id, networks.c.node_id).where(
+    networks.c.id.in_(bindparam("ids", expanding=True)), networks.c.node_id != ""
+)
 _WITH_REVISION = select(networks.c.body, networks.c.policy_revision).where(
     networks.c.id == bindparam("network_id")
 )
@@ -65,9 +68,12 @@ def default_vpc(tx: Transaction) -> str | None:
     return tx.execute(select(vpcs.c.id).where(vpcs.c.is_default.is_(True))).scalar()
 
 
-def create(tx: Transaction, network: NetworkSpec, *, zone: str, is_default: bool) -> None:
+def create(
+    tx: Transaction, network: NetworkSpec, *, zone: str, is_default: bool, node_id: str = ""
+) -> None:
     """Make a network and its addresses.
 
+    :param node_id: the only node that has it; empty: its type spans nodes.
     :raises Conflict: the range is too large or leaves no address for an instance.
     """
     block = ipaddress.ip_network(network.cidr)
@@ -79,6 +85,8 @@ def create(tx: Transaction, network: NetworkSpec, *, zone: str, is_default: bool
             vpc_id=network.vpc_id,
             zone=zone,
             is_default=is_default,
+            node_id=node_id,
+            segment=network.segment or None,
             body=msgspec.json.encode(network),
             created_at=tx.now,
         )
@@ -96,6 +104,41 @@ def create(tx: Transaction, network: NetworkSpec, *, zone: str, is_default: bool
             for position in range(block.num_addresses)
         ],
     )
+
+
+def free_segment(tx: Transaction, first: int, last: int) -> int:
+    """Return the lowest number that no network has; two who take the same meet in the store.
+
+    :raises Conflict: all are taken.
+    """
+    taken = set(tx.execute(select(networks.c.segment)).scalars())
+    for number in range(first, last + 1):
+        if number not in taken:
+            return number
+    raise Conflict(
+        f"All numbers for networks that span nodes, {first} to {last}, are taken.",
+        hint="Raise network.last_segment.",
+    )
+
+
+def keepers(tx: Transaction, network_ids: Iterable[str]) -> dict[str, str]:
+    """Return by network the only node that has it; networks that span nodes are missing."""
+    rows = tx.execute(_KEEPERS, {"ids": list(network_ids)})
+    return {row.id: row.node_id for row in rows}
+
+
+def keep_on(tx: Transaction, network_ids: Iterable[str], node_id: str) -> None:
+    """Write that only that node has networks of which that was not written before."""
+    tx.execute(
+        update(networks)
+        .where(networks.c.id.in_(list(network_ids)), networks.c.node_id == "")
+        .values(node_id=node_id)
+    )
+
+
+def end_default(tx: Transaction, network_id: str) -> None:
+    """Let a network be its zone's default no more; its instances stay in it."""
+    tx.execute(update(networks).where(networks.c.id == network_id).values(is_default=False))
 
 
 def find(tx: Transaction, network_ids: Iterable[str]) -> dict[str, NetworkSpec]:

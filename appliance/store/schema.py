@@ -248,8 +248,12 @@ networks = Table(
     Column("zone", String(64), nullable=False, default=""),
     Column("is_default", Boolean, nullable=False, default=False),
     Column("policy_revision", BigInteger, nullable=False, default=0),
+    # The only node that has it; empty where its type spans nodes.
+    _id("node_id", nullable=False, default=""),
+    Column("segment", Integer),
     Column("body", LargeBinary, nullable=False),
     _time("created_at", nullable=False),
+    Index(None, "segment", unique=True),
 )
 
 addresses = Table(

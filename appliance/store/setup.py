@@ -9,36 +9,107 @@ from ipaddress import IPv4Network
 from appliance.config import Config
 from appliance.errors import ConfigError
 from appliance.model import NetworkSpec
+from appliance.plugins import overhead_bytes, spans_nodes
 from appliance.store import Transaction, networks, nodes
 from appliance.store.nodes import Node
+
+LONE_TYPE, CLUSTER_TYPE = "flatdhcp", "vxlan"
+"""Types of default networks where the settings name none."""
 
 _VPC_PREFIX = 16
 _LONGEST_BRIDGE = 15
 
 
-def prepare(tx: Transaction, config: Config) -> None:
-    """Make the default VPC and the default network of the node's zone, unless they are there.
+def prepare(tx: Transaction, config: Config, node_id: str = "") -> None:
+    """Make the default VPC and the default network of a lone node's zone, unless they are there.
 
+    :param node_id: the node that keeps the networks of types that end at nodes.
     :raises ConfigError: a range of the settings is none, or the VPC has no room for the network.
+    :raises PluginError: the network plugin of the settings is not installed.
+    """
+    vpc_id = _default_vpc(tx, config)
+    if networks.default_in_zone(tx, config.node.zone) is None:
+        kind = config.network.type or LONE_TYPE
+        _make_default(tx, config, vpc_id, config.node.zone, kind, node_id)
+    keep_networks(tx, node_id)
+
+
+def found(tx: Transaction, config: Config, node_id: str) -> None:
+    """Make of what a lone node has in its store what a cluster begins with. Safe to repeat.
+
+    Networks that end at nodes are that node's from then on, and its zone gets one that does not.
+
+    :raises ConfigError: as :func:`prepare_zone`.
+    :raises PluginError: the network plugin of the settings is not installed.
+    """
+    keep_networks(tx, node_id)
+    prepare_zone(tx, config, config.node.zone)
+
+
+def keep_networks(tx: Transaction, node_id: str) -> None:
+    """Write that networks of types that end at nodes are that node's, where nothing else is said.
+
+    For the only node that there is: one of a store of its own, or the first of a cluster.
     """
     vpc_id = networks.default_vpc(tx)
-    if vpc_id is None:
-        vpc_id = networks.create_vpc(tx, str(_vpc_range(config)), is_default=True)
-    if networks.default_in_zone(tx, config.node.zone) is not None:
+    if not node_id or vpc_id is None:
         return
+    ending = [one for one in networks.in_vpc(tx, vpc_id) if not spans_nodes(one.type)]
+    if ending:
+        networks.keep_on(tx, [one.network_id for one in ending], node_id)
+
+
+def prepare_zone(tx: Transaction, config: Config, zone: str) -> None:
+    """Give a zone of a cluster a default network that all its nodes have. Safe to repeat.
+
+    One that only some node has is the default no more: it keeps its type, its node and its
+    instances.
+
+    :raises ConfigError: a range of the settings is none, the VPC has no room for the network, or
+        the type of the settings ends at nodes.
+    :raises PluginError: the network plugin of the settings is not installed.
+    """
+    vpc_id = _default_vpc(tx, config)
+    before = networks.default_in_zone(tx, zone)
+    if before is not None:
+        if before not in networks.keepers(tx, [before]):
+            return
+        networks.end_default(tx, before)
+    kind = config.network.type or CLUSTER_TYPE
+    if not spans_nodes(kind):
+        raise ConfigError(
+            f"Networks of type {kind} end at a node, so that a cluster's zone needs another.",
+            hint=f"Set network.type to {CLUSTER_TYPE}, or to nothing.",
+        )
+    _make_default(tx, config, vpc_id, zone, kind, "")
+
+
+def _default_vpc(tx: Transaction, config: Config) -> str:
+    found = networks.default_vpc(tx)
+    return found or networks.create_vpc(tx, str(_vpc_range(config)), is_default=True)
+
+
+def _make_default(
+    tx: Transaction, config: Config, vpc_id: str, zone: str, kind: str, node_id: str
+) -> None:
+    spans = spans_nodes(kind)
     others = networks.in_vpc(tx, vpc_id)
-    cidr = _free_range(IPv4Network(networks.range_of_vpc(tx, vpc_id)), config, others)
+    cidr = _free_range(IPv4Network(networks.range_of_vpc(tx, vpc_id)), config, zone, others)
+    settings = config.network
     spec = NetworkSpec(
         network_id=tx.world.ids.ec2("subnet"),
         vpc_id=vpc_id,
-        type=config.network.type,
+        type=kind,
         cidr=str(cidr),
         gateway=networks.gateway_of(str(cidr)),
-        bridge=_free_bridge(config.network.bridge, {other.bridge for other in others}),
-        dns=config.network.dns,
-        mtu=config.network.mtu,
+        bridge=_free_bridge(settings.bridge, {other.bridge for other in others}),
+        dns=settings.dns,
+        mtu=settings.mtu - overhead_bytes(kind),
+        segment=(
+            networks.free_segment(tx, settings.first_segment, settings.last_segment) if spans else 0
+        ),
     )
-    networks.create(tx, spec, zone=config.node.zone, is_default=True)
+    networks.create(tx, spec, zone=zone, is_default=True, node_id="" if spans else node_id)
 
 
 def _range(name: str, cidr: str) -> IPv4Network:
@@ -58,7 +129,9 @@ def _vpc_range(config: Config) -> IPv4Network:
     return vpc
 
 
-def _free_range(vpc: IPv4Network, config: Config, others: Sequence[NetworkSpec]) -> IPv4Network:
+def _free_range(
+    vpc: IPv4Network, config: Config, zone: str, others: Sequence[NetworkSpec]
+) -> IPv4Network:
     """Return the range of the settings, or the first of its size that is free."""
     first = _range("network.cidr", config.network.cidr)
     taken = [ipaddress.ip_network(other.cidr) for other in others]
@@ -68,7 +141,7 @@ def _free_range(vpc: IPv4Network, config: Config, others: Sequence[NetworkSpec])
         if not any(candidate.overlaps(one) for one in taken):
             return candidate
     raise ConfigError(
-        f"The default VPC, {vpc}, has no room for a network of zone {config.node.zone}.",
+        f"The default VPC, {vpc}, has no room for a network of zone {zone}.",
         hint="Set network.cidr to a smaller range, or node.zone to a zone that there is.",
     )
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from appliance.config import Config, NetworkSettings, NodeSettings
-from appliance.errors import ConfigError, InputError
+from appliance.errors import ConfigError, Conflict, InputError
 from appliance.model import NetworkSpec, NodeCapacity
 from appliance.store import Store, Transaction, migrations, networks, zones
 from appliance.store import nodes as node_rows
@@ -99,6 +100,71 @@ class TestNetworks:
     def test_wrong_ranges(self, store: Store, network: dict[str, str], said: str) -> None:
         with pytest.raises((ConfigError, InputError), match=said):
             prepare(store, config(**network))
+
+
+class TestSpanning:
+    """Networks of a cluster reach all nodes; those of a lone node stay its own."""
+
+    def default(self, store: Store, zone: str = "local-1a") -> NetworkSpec:
+        found = store.read(lambda tx: networks.default_in_zone(tx, zone))
+        assert found is not None
+        return store.read(lambda tx: networks.find(tx, [found])[found])
+
+    def keeper(self, store: Store, network_id: str) -> str | None:
+        return store.read(lambda tx: networks.keepers(tx, [network_id])).get(network_id)
+
+    def test_a_lone_node_keeps_its_network(self, store: Store) -> None:
+        store.transaction(partial(store_setup.prepare, config=config(), node_id="n1"))
+        network = self.default(store)
+        assert (network.type, network.segment, network.mtu) == ("flatdhcp", 0, 1500)
+        assert self.keeper(store, network.network_id) == "n1"
+
+    def test_what_no_node_was_said_to_keep_is_the_lone_nodes(self, store: Store) -> None:
+        [network] = prepare(store, config())
+        assert self.keeper(store, network.network_id) is None
+        for node_id in ("n1", "n2"):
+            store.transaction(partial(store_setup.prepare, config=config(), node_id=node_id))
+        assert self.keeper(store, network.network_id) == "n1"
+
+    def test_a_cluster_begins_with_a_network_of_all_nodes(self, store: Store) -> None:
+        for _ in range(2):
+            store.transaction(partial(store_setup.found, config=config(), node_id="n1"))
+        network = self.default(store)
+        assert (network.type, network.segment, network.mtu) == ("vxlan", 10000, 1450)
+        assert self.keeper(store, network.network_id) is None
+        assert len(prepare(store)) == 1
+
+    def test_a_node_that_becomes_a_cluster_keeps_its_network(self, store: Store) -> None:
+        store.transaction(partial(store_setup.prepare, config=config(), node_id="n1"))
+        old = self.default(store)
+        for _ in range(2):
+            store.transaction(partial(store_setup.found, config=config(), node_id="n1"))
+        new = self.default(store)
+        assert [one.network_id for one in prepare(store)] == [old.network_id, new.network_id]
+        assert store.read(lambda tx: networks.find(tx, [old.network_id]))[old.network_id] == old
+        assert self.keeper(store, old.network_id) == "n1"
+        assert (new.type, new.vpc_id) == ("vxlan", old.vpc_id)
+        assert not ip_network(new.cidr).overlaps(ip_network(old.cidr))
+        assert new.bridge != old.bridge
+
+    def test_segments_are_given_once(self, store: Store) -> None:
+        settings = config(first_segment=7, last_segment=9)
+        for zone in ("a", "b", "c"):
+            store.transaction(partial(store_setup.prepare_zone, config=settings, zone=zone))
+        assert [self.default(store, zone).segment for zone in ("a", "b", "c")] == [7, 8, 9]
+        with pytest.raises(Conflict, match="7 to 9"):
+            store.transaction(partial(store_setup.prepare_zone, config=settings, zone="d"))
+        twin = msgspec.structs.replace(
+            self.default(store, "a"), network_id="subnet-2", cidr="10.64.9.0/24"
+        )
+        with pytest.raises(IntegrityError):
+            store.transaction(lambda tx: networks.create(tx, twin, zone="d", is_default=False))
+
+    def test_a_type_that_ends_at_nodes_is_none_for_a_cluster(self, store: Store) -> None:
+        settings = config(type="flatdhcp")
+        with pytest.raises(ConfigError, match="flatdhcp") as refused:
+            store.transaction(partial(store_setup.found, config=settings, node_id="n1"))
+        assert "network.type" in refused.value.hint
 
 
 NEED = {"vcpus": 2, "memory_mib": 100, "disk_gib": 1}

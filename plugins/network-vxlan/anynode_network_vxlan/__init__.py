@@ -7,10 +7,12 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from anynode_network_vxlan.driver import Vxlan
+from anynode_network_vxlan.tunnels import OVERHEAD
 from appliance.hookspecs import PluginContext
 
 api_versions = frozenset({1})
 spans_nodes = True
+overhead_bytes = OVERHEAD
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
