@@ -8,6 +8,7 @@ leaves this package.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,13 +112,14 @@ class Store:
     def __init__(self, url: str, world: World) -> None:
         self.url = url
         self._world = world
-        is_sqlite = _parse(url).get_backend_name() == "sqlite"
+        parsed = _parse(url)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
         self._listeners: list[Callable[[Transaction], None]] = []
         # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
         self._writer = threading.Lock() if is_sqlite else None
         # Those who lost a conflict go one after the other: among themselves they have no other.
         self._losers = threading.Lock()
-        self._backend = _sqlite_backend(url) if is_sqlite else _postgresql_backend(url)
+        self._backend = _sqlite_backend(url) if is_sqlite else _postgresql_backend(parsed)
         self._engine = self._backend.engine
         event.listen(self._engine, "handle_error", conceal_values)
 
@@ -233,12 +235,14 @@ class Store:
     ) -> None:
         """Raise when it is of no use to try again, or when it took too long."""
         is_over = self._world.clock.monotonic() >= until
-        if (found is Kind.READ_ONLY and times <= _READONLY_ATTEMPTS) or found is Kind.AWAY:
+        if found is Kind.READ_ONLY and times <= _READONLY_ATTEMPTS:
             # Connections that were opened while the disk was not well share what they could only
             # read: once all are closed a fresh one tells whether it is well now.
             let_go(error)
             self._engine.dispose()
-            if found is Kind.AWAY and is_over:
+            return
+        if found is Kind.AWAY:
+            if is_over:
                 raise Unavailable("The store does not answer.", hint=_AWAY_HINT) from error
             return
         if found is Kind.CONFLICT:
@@ -289,7 +293,7 @@ def _sqlite_backend(url: str) -> _Backend:
     )
 
 
-def _postgresql_backend(url: str) -> _Backend:
+def _postgresql_backend(url: URL) -> _Backend:
     # Its driver is installed where it is needed.
     from appliance.store import on_postgresql
 
@@ -303,9 +307,28 @@ def _postgresql_backend(url: str) -> _Backend:
     )
 
 
+_HOSTS = re.compile(
+    r"(?P<head>postgres[^:/?]*://(?:[^/?]*@)?)(?P<hosts>[^/?@]+)(?P<rest>.*)", re.DOTALL
+)
+
+
+def _with_hosts(url: str) -> str:
+    """Return a URL as SQLAlchemy knows it: several hosts, which are written like one, are options.
+
+    A URL that names no driver gets the one that is here.
+    """
+    url = re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg://", url)
+    found = _HOSTS.fullmatch(url)
+    if found is None or "," not in found["hosts"]:
+        return url
+    path, _, options = found["rest"].partition("?")
+    hosts = [f"host={host}" for host in found["hosts"].split(",")]
+    return f"{found['head']}{path}?{'&'.join([*hosts, *filter(None, [options])])}"
+
+
 def _parse(url: str) -> URL:
     try:
-        parsed = make_url(url)
+        parsed = make_url(_with_hosts(url))
         parsed.get_dialect().import_dbapi()
     except ImportError as error:
         raise ConfigError(
@@ -316,8 +339,8 @@ def _parse(url: str) -> URL:
         # Not its cause: it shows what was taken for a part of the URL, maybe of the password.
         raise ConfigError(
             "store.url is no URL of a store that SQLAlchemy knows.",
-            hint="It looks like postgresql+psycopg://user:password@host/name; write @ : / in a "
-            "password as %40 %3A %2F.",
+            hint="It looks like postgresql+psycopg://user:password@host/name; write @ : / , in a "
+            "password as %40 %3A %2F %2C.",
         ) from None
     return parsed
 

@@ -15,7 +15,15 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.abc import PQGen
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    PoolProxiedConnection,
+    create_engine,
+    event,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from appliance.store.failures import Kind
@@ -52,8 +60,12 @@ _CONNECTION: dict[str, Any] = {
     "tcp_user_timeout": 10_000,
 }
 _CONFLICTS = {"40001", "40P01", "55P03"}
-# Shutting down, crashed, starting up, too many clients; and a server that has become a standby.
-_AWAY = {"57P01", "57P02", "57P03", "53300", "25P03", "25006", "55000"}
+# Shutting down, crashed, starting up, too many clients, a transaction that rested for too long.
+_AWAY = {"57P01", "57P02", "57P03", "53300", "25P03"}
+# A server that has become a standby: another connection may find the one that took over.
+_STANDBY = {"25006", "55000"}
+# Classes of codes: no room, the system's, the server's own.
+_FAULTS = {"53", "58", "XX"}
 
 
 class NotReached(psycopg.OperationalError):
@@ -101,7 +113,7 @@ class PatientConnection(psycopg.Connection[Any]):
             raise
 
 
-def make_engine(url: str, *, patience_s: float) -> Engine:
+def make_engine(url: URL, *, patience_s: float) -> Engine:
     """Return connections to a database; none is made yet.
 
     :param patience_s: for so long a caller waits for a free connection.
@@ -127,6 +139,7 @@ def make_engine(url: str, *, patience_s: float) -> Engine:
         is_reading = connection.get_execution_options().get("anynode_reads", False)
         driver_of(connection).is_reading = is_reading
 
+    event.listen(engine, "handle_error", _give_up_standby)
     # SQLAlchemy tells errors of these from others, and has no events in their place.
     engine.dialect.do_begin = _on_driver(PatientConnection.begin)  # type: ignore[assignment]
     engine.dialect.do_commit = _on_driver(PatientConnection.end)  # type: ignore[assignment]
@@ -183,9 +196,18 @@ def kind_of(error: DBAPIError) -> Kind:
     code = getattr(error.orig, "sqlstate", None) or ""
     if code in _CONFLICTS:
         return Kind.CONFLICT
-    if code in _AWAY or isinstance(error.orig, NotReached) or error.connection_invalidated:
+    is_cut_off = error.connection_invalidated or isinstance(error.orig, NotReached)
+    if is_cut_off or code in _AWAY | _STANDBY:
         return Kind.AWAY
-    return Kind.FAULT if isinstance(error, OperationalError) else Kind.QUESTION
+    if isinstance(error, OperationalError) or code[:2] in _FAULTS:
+        return Kind.FAULT
+    return Kind.QUESTION
+
+
+def _give_up_standby(context: ExceptionContext) -> None:
+    """Give up connections to a server that takes no writes any more."""
+    if getattr(context.original_exception, "sqlstate", None) in _STANDBY:
+        context.is_disconnect = True
 
 
 def was_committed(engine: Engine, mark: str, give_up: Callable[[], bool]) -> bool | None:

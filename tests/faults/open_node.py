@@ -89,7 +89,7 @@ def open_nodes(
     def make(capacity: dict[str, Any] | None = None, **sections: dict[str, Any]) -> OpenNode:
         machine = Machine(**{"memory_mib": 10_000_000, "vcpus": 10_000, **(capacity or {})})
         machine.install(monkeypatch)
-        usual = {"quota": AMPLE, "store": {"url": store_url}}
+        usual: dict[str, dict[str, Any]] = {"quota": AMPLE, "store": {"url": store_url}}
         node = OpenNode(directory, machine, **{**usual, **sections})
         made.append(node)
         return node
