@@ -31,7 +31,7 @@ from appliance.cluster.services import postgresql, rabbitmq
 from appliance.cluster.services.daemon import Tls
 from appliance.cluster.services.postgresql import Postgresql
 from appliance.cluster.services.rabbitmq import Rabbitmq
-from appliance.config import Config, NetworkSettings, without_password
+from appliance.config import Config, without_password
 from appliance.errors import ConfigError, Conflict, InputError
 from appliance.files import sync_folder, write_whole
 from appliance.store import Store, Transaction, cluster_secrets, copy, migrations
@@ -40,9 +40,6 @@ from appliance.store.nodes import Node as NodeRow
 from appliance.world import World
 
 Say = Callable[[str], None]
-
-SPANNING = "vxlan"
-"""The network plugin of a cluster: its networks reach all nodes."""
 
 _SQLITE = "sqlite:///"
 _BACKUP = ".before-cluster"
@@ -239,6 +236,7 @@ class Founding:
         if self.is_switched:
             return
         self.address = found_address(self.config, self.wishes.address)
+        store_setup.check_spans(self.config)
         if self.given_store_url:
             _check_store_url(self.given_store_url)
         else:
@@ -428,15 +426,12 @@ class Founding:
     def cluster_config(self) -> Config:
         """The node's settings as they are in the cluster."""
         config = self.config
-        is_usual = config.network.type == NetworkSettings().type
         return replace(
             config,
             node=replace(config.node, name=self.name, zone=self.zone),
             store=replace(config.store, url=self.store_url),
             bus=replace(config.bus, url=self.bus_url),
             cluster=replace(config.cluster, address=self.address),
-            # Networks that there are keep their type; new ones are to span nodes.
-            network=replace(config.network, type=SPANNING) if is_usual else config.network,
         )
 
     def _enlist(self, target: Store) -> None:

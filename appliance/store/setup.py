@@ -75,13 +75,22 @@ def prepare_zone(tx: Transaction, config: Config, zone: str) -> None:
         if before not in networks.keepers(tx, [before]):
             return
         networks.end_default(tx, before)
+    _make_default(tx, config, vpc_id, zone, check_spans(config), "")
+
+
+def check_spans(config: Config) -> str:
+    """Return the type of a cluster's default networks.
+
+    :raises ConfigError: that of the settings ends at nodes.
+    :raises PluginError: the network plugin of the settings is not installed.
+    """
     kind = config.network.type or CLUSTER_TYPE
     if not spans_nodes(kind):
         raise ConfigError(
             f"Networks of type {kind} end at a node, so that a cluster's zone needs another.",
             hint=f"Set network.type to {CLUSTER_TYPE}, or to nothing.",
         )
-    _make_default(tx, config, vpc_id, zone, kind, "")
+    return kind
 
 
 def _default_vpc(tx: Transaction, config: Config) -> str:
