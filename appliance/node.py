@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,7 @@ from appliance.instance_types import CATALOG, Catalog
 from appliance.instance_types import load as load_types
 from appliance.lanes import Lanes
 from appliance.plugin_loader import PluginLoader, loader_of
-from appliance.role import Periodic, Role
+from appliance.role import STORE_ROLES, Periodic, Role
 from appliance.rounds import Rounds
 from appliance.store import Store, migrations
 from appliance.store import setup as store_setup
@@ -37,9 +37,6 @@ from appliance.store.nodes import Node as NodeRow
 from appliance.world import World
 
 log = logging.getLogger(__name__)
-
-STORE_ROLES = frozenset({"api", "controller", "scheduler", "network"})
-"""The roles that reach the store; the others never do."""
 
 WORK_THREADS = 32
 """Instances that are worked on at once; most of them wait for one to shut down."""
@@ -66,8 +63,9 @@ WORKING_ROLE = "compute"
 
 
 class Vital(Struct, frozen=True, kw_only=True):
-    """How the roles of a node are; ``problems`` say by role why one does not run."""
+    """How a node is; ``problems`` say by role why one does not run."""
 
+    release: str = ""
     roles: tuple[str, ...] = ()
     problems: dict[str, str] = {}
 
@@ -309,7 +307,7 @@ class Node:
     def vital(self) -> Vital:
         """Return how the roles are."""
         roles = tuple(name for name in self.role_names() if name in {*self.roles})
-        return Vital(roles=roles, problems=dict(self.problems))
+        return Vital(release=_release(), roles=roles, problems=dict(self.problems))
 
     def follow(self, config: Config) -> None:
         """Bring a node of a cluster to other settings: roles come and go while the others go on.
@@ -492,6 +490,13 @@ def _check_roles(config: Config) -> None:
     wrong = STORE_ROLES.intersection(config.node.roles)
     if wrong:
         raise ConfigError(f"A further node of a process cannot be {', '.join(sorted(wrong))}.")
+
+
+@cache
+def _release() -> str:
+    from importlib.metadata import version
+
+    return version("anynode")
 
 
 def _place_of(role: str) -> tuple[int, str]:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from appliance.bus import Delivery
     from appliance.messages import Message
 
+STORE_ROLES = frozenset({"api", "controller", "scheduler", "network"})
+"""The roles that reach the store; the others never do."""
+
 CastHandler = Callable[[Any, "Delivery"], None]
 """Takes a cast and its delivery; returns once the work, or the duty to do it, is durable."""
 

@@ -13,6 +13,8 @@ from appliance.api.server import Server
 from appliance.hooks import Auth
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.node import NodeParts
+from appliance.proxy import PREFIX
+from appliance.proxy.app import from_members
 from appliance.role import Role
 from appliance.store.identity import StoreCredentials
 
@@ -39,11 +41,16 @@ class ApiRole:
             gc.collect()
             gc.freeze()
             server.open()
+            if parts.cluster:
+                parts.cluster.doors[PREFIX] = from_members(server.wsgi_app)
             log.info("EC2 is on http://%s:%d", parts.config.api.address, server.port)
 
-        return Role(
-            name="api", topic="api", start=start, stop=server.close, port=lambda: server.port
-        )
+        def stop() -> None:
+            if parts.cluster:
+                parts.cluster.doors.pop(PREFIX, None)
+            server.close()
+
+        return Role(name="api", topic="api", start=start, stop=stop, port=lambda: server.port)
 
 
 def make_server(parts: NodeParts) -> Server:

@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from appliance.bus import TlsFiles
 from appliance.cluster.members import MemberList
+from appliance.config import Config
 from appliance.errors import ConfigError
+from appliance.model import Member
+from appliance.role import STORE_ROLES
 
 if TYPE_CHECKING:
     from appliance.bus.guard import Signer
@@ -38,6 +43,7 @@ class Membership:
         self.folder = folder
         self.members = MemberList(folder / MEMBERS)
         self.doors: dict[str, WsgiApp] = {}
+        self._client: tuple[int, ssl.SSLContext] | None = None
 
     @classmethod
     def of(cls, state_dir: Path) -> Membership | None:
@@ -50,16 +56,35 @@ class Membership:
         """How a broker is met."""
         return TlsFiles(authority=self.folder / AUTHORITY)
 
+    def settings_of(self, config: Config, own: Member | None) -> Config:
+        """Return a node's settings with the roles that the cluster wants of it.
+
+        Those that reach the store come when the node may: it needs another certificate and login.
+
+        :param own: the node in the list of members; ``None`` when it was removed.
+        """
+        roles = own.roles if own else ()
+        if own and not own.is_control:
+            roles = tuple(name for name in roles if name not in STORE_ROLES)
+        node = msgspec.structs.replace(config.node, roles=roles)
+        return msgspec.structs.replace(config, node=node)
+
     @property
     def signer(self) -> Signer | None:
         """What signs messages and checks the signatures of others."""
         return None
 
     def client_context(self) -> ssl.SSLContext:
-        """Return what the node meets the peer services of others with.
+        """Return what the node meets the peer services of others with: its newest certificate.
 
         :raises ConfigError: its certificate, key or authority cannot be used.
         """
+        written_at = (self.folder / CERTIFICATE).stat().st_mtime_ns
+        if self._client is None or self._client[0] != written_at:
+            self._client = (written_at, self._make_client_context())
+        return self._client[1]
+
+    def _make_client_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:

@@ -173,6 +173,7 @@ class ComputeNode:
         settings = self._parts.config.compute
         capacity = self._driver.capacity()
         memory_mib = max(capacity.memory_mib - settings.reserved_memory_mib, 0)
+        vital = self._parts.vital()
         self._parts.bus.announce(
             "controller",
             Heartbeat(
@@ -182,6 +183,9 @@ class ComputeNode:
                 offered_vcpus=int(capacity.vcpus * settings.vcpu_ratio),
                 offered_memory_mib=int(memory_mib * settings.memory_ratio),
                 offered_disk_gib=int(capacity.disk_gib * settings.disk_ratio),
+                release=vital.release,
+                roles=vital.roles,
+                problems=vital.problems,
             ),
         )
 

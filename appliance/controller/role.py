@@ -10,6 +10,7 @@ from appliance.controller.settle import Action, Held, next_action, order_for_hol
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import (
     DeadLetter,
+    GetMembers,
     Heartbeat,
     Holding,
     Holdings,
@@ -29,6 +30,7 @@ from appliance.store import (
     history,
     instances,
     launches,
+    members,
     nodes,
     placements,
     timeline,
@@ -62,7 +64,12 @@ class ControllerRole:
                 RebootWanted: lambda message, delivery: reboot(parts, message, delivery),
                 DeadLetter: lambda message, delivery: dead_letter(parts, message, delivery),
             },
-            calls={Inventory: lambda question: inventory(parts, question)},
+            calls={
+                Inventory: lambda question: inventory(parts, question),
+                GetMembers: lambda question: parts.need_store().read(
+                    lambda tx: members.answer(tx, question)
+                ),
+            },
             hears={Heartbeat: lambda message: heartbeat(parts, message)},
             periodic=(
                 Periodic(name="sweep", every_s=settings.sweep_every_s, run=sweeper.sweep),

@@ -1,0 +1,148 @@
+"""The ``member`` role: who else is in the cluster, and what this node shall be in it.
+
+It runs on every node of a cluster, and no setting names it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from appliance.cluster.membership import MEMBER_ROLE, Membership
+from appliance.errors import AnynodeError, ConfigError
+from appliance.hookspecs import NoSettings, PluginContext, hookimpl
+from appliance.messages import GetMembers, Heartbeat, Members, MembersChanged, node_topic
+from appliance.model import NodeCapacity
+from appliance.node import WORKING_ROLE, NodeParts
+from appliance.role import Periodic, Role
+
+log = logging.getLogger(__name__)
+api_versions = frozenset({1})
+
+ASK_EVERY_S = 5.0
+"""Seconds between two questions for the list of members."""
+
+FOLLOW_EVERY_S = 2.0
+"""Seconds after which what did not start is tried again."""
+
+_DEADLINE_S = 5.0
+
+
+def create(settings: NoSettings, context: PluginContext) -> object:
+    """Make the role's plugin."""
+    return MemberRole()
+
+
+class MemberRole:
+    """The role as a plugin."""
+
+    @hookimpl
+    def role_create(self, parts: NodeParts) -> Role:
+        """Keep the list of members, and follow what the cluster wants of this node.
+
+        :raises ConfigError: the node is in no cluster.
+        """
+        if parts.cluster is None:
+            raise ConfigError(
+                "This node is in no cluster.", hint="`anynode join` lets it join one."
+            )
+        one = ClusterMember(parts, parts.cluster)
+        return Role(
+            name=MEMBER_ROLE,
+            topic=node_topic(MEMBER_ROLE, parts.node_id),
+            group_topic=MEMBER_ROLE,
+            hears={MembersChanged: lambda message: one.heard(message)},
+            periodic=(
+                Periodic(name="members", every_s=FOLLOW_EVERY_S / 4, run=one.look),
+                Periodic(
+                    name="alive",
+                    every_s=parts.config.compute.heartbeat_every_s,
+                    run=one.heartbeat,
+                ),
+            ),
+            start=one.start,
+            stop=one.stop,
+        )
+
+
+class ClusterMember:
+    """One node of a cluster as it looks after itself."""
+
+    def __init__(self, parts: NodeParts, cluster: Membership) -> None:
+        self._parts = parts
+        self._cluster = cluster
+        self._news = threading.Event()
+        self._asked_at = self._followed_at = float("-inf")
+        self._followed: Members | None = None
+
+    def start(self) -> None:
+        """Serve the other members."""
+
+    def stop(self) -> None:
+        """Serve them no more."""
+
+    def heard(self, message: MembersChanged) -> None:
+        """Ask at the next look, if that is news."""
+        if message.revision != self._cluster.members.current.revision:
+            self._news.set()
+
+    def look(self) -> None:
+        """Ask for the list when it is time or there is news, and follow what it says.
+
+        A cluster that does not answer changes nothing: the last list goes on to count.
+        """
+        now = self._parts.world.clock.monotonic()
+        if self._news.is_set() or now - self._asked_at >= ASK_EVERY_S:
+            self._news.clear()
+            self._asked_at = now
+            try:
+                self._ask()
+            except AnynodeError as error:
+                log.debug("could not ask for the members: %s", error)
+        is_news = self._cluster.members.current is not self._followed
+        if is_news or now - self._followed_at >= FOLLOW_EVERY_S:
+            self._followed_at = now
+            self._follow()
+
+    def _ask(self) -> None:
+        question = GetMembers(
+            node_id=self._parts.node_id, known_revision=self._cluster.members.current.revision
+        )
+        told = self._parts.bus.call("controller", question, Members, _DEADLINE_S)
+        if self._cluster.members.take(told):
+            log.info("revision %d of the members: %d", told.revision, len(told.members))
+
+    def _follow(self) -> None:
+        """Bring this node to what the list says of it."""
+        current = self._cluster.members.current
+        own = self._cluster.members.get(self._parts.node_id)
+        if own is None:
+            if not current.members:
+                return
+            if current is not self._followed:
+                log.error("this node was removed from the cluster: its roles end")
+        self._parts.follow(self._cluster.settings_of(self._parts.config, own))
+        self._followed = current
+
+    def heartbeat(self) -> None:
+        """Tell the controller that this node is alive, unless its compute role does."""
+        vital = self._parts.vital()
+        if WORKING_ROLE in vital.roles:
+            return
+        self._parts.bus.announce(
+            "controller",
+            Heartbeat(
+                node_id=self._parts.node_id,
+                boot_id=self._parts.boot_id,
+                capacity=NodeCapacity(
+                    vcpus=0, memory_mib=0, disk_gib=0, load_1m=round(os.getloadavg()[0], 2)
+                ),
+                offered_vcpus=0,
+                offered_memory_mib=0,
+                offered_disk_gib=0,
+                release=vital.release,
+                roles=vital.roles,
+                problems=vital.problems,
+            ),
+        )
