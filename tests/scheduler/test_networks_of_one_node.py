@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.store import networks, placements
+from appliance.store.schema import networks as network_rows
 from tests.scheduler.test_scheduler_role import Bench
 from tests.store.conftest import make_site
 
@@ -72,8 +73,8 @@ def test_a_disk_away_from_the_network_finds_no_node(bench: Bench) -> None:
     site = bench.site
     site.store.transaction(
         lambda tx: tx.execute(
-            networks.networks.update()
-            .where(networks.networks.c.id == site.network_id)
+            network_rows.update()
+            .where(network_rows.c.id == site.network_id)
             .values(node_id="node-a")
         )
     )
