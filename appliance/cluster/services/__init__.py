@@ -12,6 +12,10 @@ from appliance.cluster.services.daemon import Tls
 from appliance.cluster.services.postgresql import Postgresql
 from appliance.cluster.services.rabbitmq import Rabbitmq
 
+START_S = 60.0
+LOOK_EVERY_S = 10.0
+"""Seconds between two looks of the node that has them."""
+
 
 def store_of(state_dir: Path) -> Postgresql:
     """Return the PostgreSQL of a node, made or not."""
@@ -42,17 +46,18 @@ def tls_in(folder: Path) -> Tls:
     )
 
 
-def look_after(state_dir: Path) -> tuple[str, ...]:
+def look_after(state_dir: Path, deadline_s: float = START_S) -> tuple[str, ...]:
     """Start the services of this node that do not run, and renew what they need of its certificate.
 
     For the start of the node, before it opens its store, and again and again. Cheap when there is
     nothing to do or when this node has no services.
 
+    :param deadline_s: seconds for which each may take to answer.
     :returns: the names of those that had to be started.
-    :raises AnynodeError: one does not start.
+    :raises AnynodeError: one does not start, or does not answer in time; it goes on.
     """
     tls = tls_of(state_dir)
-    return tuple(one.name for one in both(state_dir) if one.exists and one.ensure(tls))
+    return tuple(one.name for one in both(state_dir) if one.exists and one.ensure(tls, deadline_s))
 
 
 def stop(state_dir: Path, *, is_orderly: bool = True) -> tuple[str, ...]:

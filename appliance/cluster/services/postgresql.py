@@ -201,11 +201,11 @@ class Postgresql:
         changed = [daemon.put(conf / name, body.encode(), account) for name, body in files.items()]
         return any(changed)
 
-    def ensure(self, tls: Tls) -> bool:
+    def ensure(self, tls: Tls, deadline_s: float = _START_S) -> bool:
         """Make sure that it runs, with its node's current certificate; say whether it had to start.
 
         :raises ConfigError: none was made here, or it cannot start.
-        :raises Unavailable: it does not answer yet; it goes on starting.
+        :raises Unavailable: it does not answer within ``deadline_s``; it goes on starting.
         """
         made, account = self.settings(), self._account()
         is_changed = daemon.put_tls(self.folder / "tls", tls, account)
@@ -218,7 +218,7 @@ class Postgresql:
         if process is None:
             self._make_data(account)
             process = self._start(account)
-        end = time.monotonic() + _START_S
+        end = time.monotonic() + deadline_s
         while not self._is_ready(process):
             daemon.check_alive(process, self.name, self._printed, end)
             time.sleep(_POLL_S)

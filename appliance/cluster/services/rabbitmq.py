@@ -154,14 +154,14 @@ class Rabbitmq:
         self.ensure(tls)
         return made
 
-    def ensure(self, tls: Tls) -> bool:
+    def ensure(self, tls: Tls, deadline_s: float = _START_S) -> bool:
         """Make sure that it runs, with its node's current certificate; say whether it had to start.
 
         A new certificate is taken up by itself: Erlang reads the files anew every two minutes.
 
         :raises ConfigError: none was made here.
         :raises CommandFailed: it ended while it started.
-        :raises Unavailable: it does not answer yet; it goes on starting.
+        :raises Unavailable: it does not answer within ``deadline_s``; it goes on starting.
         """
         made, account = self.settings(), self._account()
         daemon.put_tls(self.folder / "tls", tls, account)
@@ -171,7 +171,7 @@ class Rabbitmq:
         if process is None:
             self._make_files(made, account)
             process = self._start(account)
-        end = time.monotonic() + _START_S
+        end = time.monotonic() + deadline_s
         while not self._is_ready(made):
             daemon.check_alive(process, self.name, self._printed, end)
             time.sleep(_POLL_S)
