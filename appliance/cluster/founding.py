@@ -27,6 +27,7 @@ from appliance.bus import topology
 from appliance.cluster import logins, services
 from appliance.cluster.logins import Logins
 from appliance.cluster.management import Access, Management
+from appliance.cluster.membership import folder_of
 from appliance.cluster.services import postgresql, rabbitmq
 from appliance.cluster.services.daemon import Tls
 from appliance.cluster.services.postgresql import Postgresql
@@ -63,11 +64,6 @@ class Record(Struct, frozen=True, kw_only=True):
 
     wishes: Wishes
     is_done: bool = False
-
-
-def folder_of(state_dir: Path) -> Path:
-    """Return the folder of what makes a node a member."""
-    return state_dir / "cluster"
 
 
 def new_folder_of(state_dir: Path) -> Path:

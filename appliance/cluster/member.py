@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 
+from appliance.cluster import services
 from appliance.cluster.membership import MEMBER_ROLE, Membership
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
@@ -60,6 +61,7 @@ class MemberRole:
                     every_s=parts.config.compute.heartbeat_every_s,
                     run=one.heartbeat,
                 ),
+                Periodic(name="services", every_s=services.LOOK_EVERY_S, run=one.keep_services),
             ),
             start=one.start,
             stop=one.stop,
@@ -77,10 +79,22 @@ class ClusterMember:
         self._followed: Members | None = None
 
     def start(self) -> None:
-        """Serve the other members."""
+        """Start the cluster's own store and broker, if they are here, and serve the others."""
+        try:
+            services.look_after(self._parts.state_dir)
+        except AnynodeError as error:
+            log.error("a service of the cluster does not run: %s", error)
 
     def stop(self) -> None:
         """Serve them no more."""
+
+    def keep_services(self) -> None:
+        """Start the cluster's own store and broker again, where they are here and do not run.
+
+        :raises AnynodeError: one cannot start; it is tried again.
+        """
+        for name in services.look_after(self._parts.state_dir, _DEADLINE_S):
+            log.warning("%s did not run and was started again", name)
 
     def heard(self, message: MembersChanged) -> None:
         """Ask at the next look, if that is news."""

@@ -16,6 +16,7 @@ from appliance import node_process, teardown
 from appliance.cluster import founding, logins, services
 from appliance.cluster.founding import Founding, Wishes
 from appliance.cluster.management import Management
+from appliance.cluster.membership import folder_of
 from appliance.config import Config, load_config
 from appliance.errors import ConfigError, Conflict, InputError
 from appliance.files import write_whole
@@ -149,7 +150,7 @@ def test_a_node_that_runs_grows_with_services_of_its_own(place: Place) -> None:
     assert again is not None
     assert again.pid != first.pid
     assert "nothing has changed" in place.said[-1]
-    assert not founding.folder_of(place.config.state_dir).exists()
+    assert not folder_of(place.config.state_dir).exists()
     pids = [one.process() for one in services.both(place.config.state_dir)]
 
     place.add_user("meanwhile")
@@ -238,13 +239,13 @@ def test_a_store_of_somebody_else_is_left_alone(
             place.found(**wishes)
         assert users_and_nodes(postgresql.tcp_url(database)) == (["theirs"], [])
         assert users_and_nodes(place.config.store_url) == (["ours"], [])
-        assert not founding.folder_of(place.config.state_dir).exists()
+        assert not folder_of(place.config.state_dir).exists()
     finally:
         postgresql.drop(database)
 
 
 def test_a_node_of_another_cluster_is_refused(place: Place) -> None:
-    folder = founding.folder_of(place.config.state_dir)
+    folder = folder_of(place.config.state_dir)
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text("{}")
     with pytest.raises(Conflict, match="belongs to a cluster"):
