@@ -131,6 +131,11 @@ RULES_BEHIND = _error(
     "The firewall enforces an older policy of a network than the store has.",
     "Start the node, or see its log.",
 )
+REACH_DIFFERS = _error(
+    "I3.REACH_DIFFERS",
+    "The node sends frames for a port on another node somewhere else than the store says.",
+    "Wait half a minute: the node looks at its networks. Then see its log.",
+)
 CLAIMS_DIFFER = _error(
     "I4.CLAIMS_DIFFER",
     "What is claimed of a node is not the sum of its placements.",

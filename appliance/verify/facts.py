@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -18,9 +18,15 @@ from appliance.errors import AnynodeError, ConfigError
 from appliance.hooks import Compute, Driver, Firewall, Network
 from appliance.images.store import ImageStore, StoredFile
 from appliance.journal import read_journal
-from appliance.model import FirewallState, InstanceFact, NetworkState
+from appliance.model import (
+    FirewallState,
+    InstanceFact,
+    NetworkSpec,
+    NetworkState,
+    RemotePort,
+)
 from appliance.plugin_loader import quiet_loader_of, used_names
-from appliance.store import Store, sqlite_path
+from appliance.store import Store, Transaction, reach, sqlite_path
 from appliance.store import facts as store_facts
 from appliance.store.facts import StoreFacts
 from appliance.world import World
@@ -34,6 +40,8 @@ class Facts:
     """All that is known. What could not be read is ``None`` or missing, and in ``unread``.
 
     ``hidden`` names the fakes that keep what they have in the memory of the node's process.
+    ``elsewhere`` are, for each network of this node that spans nodes, its ports on others, by the
+    store.
     """
 
     now: float
@@ -46,6 +54,7 @@ class Facts:
     networks: Mapping[str, NetworkRecord] = field(default_factory=dict)
     hypervisor: Mapping[str, InstanceFact] | None = None
     network_states: Mapping[str, NetworkState] = field(default_factory=dict)
+    elsewhere: Mapping[str, tuple[RemotePort, ...]] = field(default_factory=dict)
     firewall: FirewallState | None = None
     directories: frozenset[str] = frozenset()
     partial_files: tuple[Path, ...] = ()
@@ -97,24 +106,40 @@ def gather(config: Config) -> Facts:
         "the datapath journal", lambda: read_journal(config.state_dir / "datapath.sqlite"), nothing
     )
     directories = _directories(config.state_dir / "instances")
+    known_networks = _decoded(datapath.get(NETWORK), NetworkRecord)
+    spanning = [
+        record.network
+        for record in known_networks.values()
+        if record.network.segment and record.network.type in states
+    ]
+    store, elsewhere = read_store(
+        config, lambda tx: (store_facts.read(tx), _elsewhere(tx, spanning, node_id))
+    )
     return Facts(
         node_id=node_id,
         is_running=is_running(config),
         held=_decoded(compute.get(HELD), Held),
         owed=_decoded(compute.get(REPORT), OwedReport),
         ports=_decoded(datapath.get(PORT), PortRecord),
-        networks=_decoded(datapath.get(NETWORK), NetworkRecord),
+        networks=known_networks,
         hypervisor=None if instances is None else {fact.instance_id: fact for fact in instances},
         network_states=states,
+        elsewhere=elsewhere,
         firewall=firewall,
         directories=frozenset(path.name for path in directories),
         partial_files=tuple(file for path in directories for file in path.glob(".*.partial")),
         image_files=read("the image store", lambda: _image_files(config), ()),
         unread=unread,
         hidden=tuple(drivers.hidden),
-        store=read_store(config, store_facts.read),
+        store=store,
         now=time.time(),
     )
+
+
+def _elsewhere(
+    tx: Transaction, networks: Iterable[NetworkSpec], node_id: str
+) -> dict[str, tuple[RemotePort, ...]]:
+    return {one.network_id: reach.whole(tx, one.network_id, 0, node_id).remotes for one in networks}
 
 
 def _state_of(drivers: Drivers, name: str) -> Callable[[], NetworkState | None]:

@@ -9,7 +9,7 @@ from functools import partial
 
 from appliance.model import Desired, Finding, InstanceState, Phase, PowerState, tap_name
 from appliance.store.facts import InstanceRow, PlacementRow, Room
-from appliance.verify import codes
+from appliance.verify import codes, elsewhere
 from appliance.verify.facts import Facts
 
 _RESOURCES = ("vcpus", "memory_mib", "disk_gib", "instances")
@@ -26,6 +26,7 @@ def compare(facts: Facts, *, progress_s: float, message_s: float) -> Iterator[Fi
         _addresses,
         _datapath,
         _rules,
+        elsewhere.compare,
         _claims,
         _quotas,
         _leftovers,

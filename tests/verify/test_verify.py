@@ -22,7 +22,7 @@ from appliance.images.inspect import ImageLimits
 from appliance.images.store import ImageStore
 from appliance.journal import Journal
 from appliance.messages import Report
-from appliance.model import NetworkPolicy, NetworkSpec, tap_name
+from appliance.model import NetworkPolicy, NetworkSpec, RemotePort, tap_name
 from appliance.store import Transaction, identity
 from appliance.store import facts as store_facts
 from appliance.store.schema import (
@@ -111,6 +111,13 @@ def put_held(chain: Chain, which: str, /, **values: object) -> None:
 
 def forget_held(chain: Chain, state: str) -> None:
     in_journal(chain, "compute", lambda journal: journal.delete(HELD, ids(chain)[state]))
+
+
+def reach_of_nobody(chain: Chain) -> None:
+    remote = RemotePort(
+        port_id="", mac="06:a0:00:00:00:99", addresses=("10.64.0.99",), node_address="192.0.2.9"
+    )
+    chain.machine.network.node.remotes[chain.network_id] = {remote.port_id: remote}
 
 
 def stranger_domain(chain: Chain) -> None:
@@ -282,6 +289,7 @@ BROKEN: dict[str, Callable[[Chain], object]] = {
     "I3.RULES_MISSING": no_rules,
     "I3.RULES_STRAY": stranger_rules,
     "I3.RULES_BEHIND": old_rules,
+    "I3.REACH_DIFFERS": reach_of_nobody,
     "I4.CLAIMS_DIFFER": lambda c: set_in(c, node_claims, vcpus_claimed=5, instances=9),
     "I4.OVERCOMMITTED": lambda c: set_in(c, node_claims, memory_mib=100),
     "I4.QUOTA_DIFFERS": lambda c: set_in(c, quotas, used=7),
@@ -308,6 +316,9 @@ ELSEWHERE = {
     "N1.NOT_RUNNING": "every test here",
     "N1.HIDDEN": "cli/test_sandbox.py",
     "N1.SILENT": "a node that hangs",
+    "N5.BROKER_ALARM": "test_services.py",
+    "N5.BROKER_AWAY": "test_services.py",
+    "N5.SERVICE_DOWN": "test_services.py",
     "N2.NO_FIREWALL": "a setting",
     "N2.FIREWALL_WARNS": "the plugin's own words",
     "N2.NETWORK_WARNS": "the plugin's own words",
