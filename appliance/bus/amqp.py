@@ -86,6 +86,7 @@ class AmqpBus:
             name=self._process,
             declared=(*topology.shared_queues(), topology.node_queue(node_id)) if declares else (),
             receive=self._receive,
+            unroutable=self._unroutable,
         )
         self._hints = Lanes("hint", 1)
         self._asked: dict[str, _Answers] = {}
@@ -222,7 +223,7 @@ class AmqpBus:
                 if error is not None:
                     answers.put(error)
 
-            self._link.send(Outgoing(key, body, properties, sent))
+            self._link.send(Outgoing(key, body, properties, sent, is_confirmed=False))
             while True:
                 given = answers.get(timeout=max(until - clock.monotonic(), 0.0))
                 if isinstance(given, Exception):
@@ -233,6 +234,11 @@ class AmqpBus:
             raise Unavailable(f"{topic} did not answer {kind} within {deadline_s:g} s.") from error
         finally:
             self._asked.pop(number, None)
+
+    def _unroutable(self, message_id: str, key: str) -> None:
+        answers = self._asked.get(message_id)
+        if answers is not None:
+            answers.put(Unavailable(f"No queue takes messages for {key}."))
 
     def _is_answer(self, given: Incoming, topic: str) -> bool:
         """Say whether an answer comes from whom was asked."""

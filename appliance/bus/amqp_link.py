@@ -44,12 +44,17 @@ _BACK_OFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 
 class Outgoing(NamedTuple):
-    """Something to publish; ``finish`` is told once a broker has it in a queue, or has not."""
+    """Something to publish.
+
+    ``finish`` is told once a broker has it in a queue, or has not. Where the answer is proof enough
+    (``is_confirmed`` is false) it is only told what is known to have gone wrong.
+    """
 
     key: str
     body: bytes
     properties: pika.BasicProperties
     finish: Finish | None = None
+    is_confirmed: bool = True
 
 
 class Incoming(NamedTuple):
@@ -71,6 +76,8 @@ class Link:
     :param name: of this process at the broker: its own queue and the key of answers are after it.
     :param declared: what is declared at each connection, with the exchanges; if nothing, none is.
     :param receive: called on the link's thread with all that arrives; it must not block.
+    :param unroutable: called there with the id and the key of what no queue has taken, of what was
+        sent without asking for a confirmation.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Link:
         name: str,
         declared: Sequence[topology.Queue],
         receive: Callable[[Incoming], None],
+        unroutable: Callable[[str, str], None],
     ) -> None:
         self._urls = list(urls)
         self._world = world
@@ -90,6 +98,7 @@ class Link:
         self.reply_key = f"reply.{name}"
         self._declared = declared
         self._receive = receive
+        self._unroutable = unroutable
         self._connection: SelectConnection | None = None
         self._number = 0
         self._up = threading.Event()
@@ -251,6 +260,7 @@ class Link:
         assert self._connection is not None
         self._lossy = channel
         self._watch(channel)
+        channel.add_on_return_callback(self._on_unroutable)
         self._connection.channel(on_open_callback=self._declare)
 
     def _declare(self, channel: Channel) -> None:
@@ -366,21 +376,19 @@ class Link:
             wish()
 
     def _publish(self, outgoing: Outgoing) -> None:
-        channel = self._confirmed if outgoing.finish else self._lossy
+        is_confirmed = outgoing.finish is not None and outgoing.is_confirmed
+        channel = self._confirmed if is_confirmed else self._lossy
         if channel is None or not channel.is_open or self._is_blocked:
             if outgoing.finish:
                 outgoing.finish(self._why_not())
             return
-        if outgoing.finish:
+        if is_confirmed:
             self._sequence += 1
             self._waiting[self._sequence] = outgoing
             self._numbers[outgoing.properties.message_id] = self._sequence
+        is_mandatory = outgoing.finish is not None
         channel.basic_publish(
-            EXCHANGE,
-            outgoing.key,
-            outgoing.body,
-            outgoing.properties,
-            mandatory=outgoing.finish is not None,
+            EXCHANGE, outgoing.key, outgoing.body, outgoing.properties, is_mandatory
         )
 
     def _why_not(self) -> Unavailable:
@@ -394,6 +402,11 @@ class Link:
         number = self._numbers.get(properties.message_id)
         if number is not None:
             self._returned.add(number)
+
+    def _on_unroutable(
+        self, _channel: Channel, method: Any, properties: pika.BasicProperties, _body: bytes
+    ) -> None:
+        self._unroutable(properties.message_id or "", method.routing_key)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method

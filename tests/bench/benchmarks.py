@@ -46,6 +46,13 @@ BENCHMARKS = (
         measure=_of("protocol"),
     ),
     Benchmark(
+        name="messages",
+        what="questions and casts through RabbitMQ",
+        measure=_of("messages"),
+        programs=("epmd",),
+        files=(Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),),
+    ),
+    Benchmark(
         name="firewall-changes",
         what="instances and rules more and less, in a namespace",
         measure=_of("firewall_changes"),
