@@ -137,12 +137,12 @@ class Connection(server.HTTPConnection):
             return True
         self.socket.setblocking(False)
         try:
-            piece = self.socket.recv(_PIECE)
-        except BlockingIOError:
-            return False
+            piece = self.read_some()
         except OSError as error:
             log.debug("lost %s: %s", self.remote_addr, error)
             piece = b""
+        if piece is None:
+            return False
         if piece:
             self.spoke_at = time.monotonic()
             self.inbox.add(piece)
@@ -150,6 +150,13 @@ class Connection(server.HTTPConnection):
         else:
             self.inbox.is_over = True
         return self.inbox.is_whole
+
+    def read_some(self) -> bytes | None:
+        """Return what has come, nothing at the end; ``None`` when nothing has come."""
+        try:
+            return bytes(self.socket.recv(_PIECE))
+        except BlockingIOError:
+            return None
 
     def _give_word(self) -> None:
         if self.inbox.expects_word and not self.inbox.is_whole:

@@ -113,7 +113,9 @@ class _Request(cheroot_server.HTTPRequest):
             log.debug("could not answer %s: %s", self.conn.remote_addr, error)
 
 
-class _Connection(Connection):
+class ServerConnection(Connection):
+    """A connection of a client, from its first request to its last."""
+
     RequestHandlerClass = _Request
 
     def communicate(self) -> Any:
@@ -124,7 +126,9 @@ class _Connection(Connection):
             self.server.writing.pop(self, None)
 
 
-class _Gateway(wsgi.Gateway_10):
+class ServerGateway(wsgi.Gateway_10):
+    """What turns a request into the call of an application."""
+
     def get_environ(self) -> Any:
         """Return the WSGI environment with the raw headers."""
         environ = super().get_environ()  # type: ignore[no-untyped-call]
@@ -175,7 +179,7 @@ class Server(wsgi.Server):
     :param port: 0 for one that is free, see :attr:`port`.
     """
 
-    ConnectionClass = _Connection
+    ConnectionClass = ServerConnection
     _connections: Any
     expiration_interval = 0.2
     keep_alive_conn_limit = _KEPT_CONNECTIONS
@@ -199,9 +203,9 @@ class Server(wsgi.Server):
             timeout=int(IDLE_S),
         )
         self.requests = _Workers(self, min=threads, max=threads)
-        self.gateway = _Gateway
+        self.gateway = ServerGateway
         self.max_request_header_size = LARGEST_HEAD
-        self.writing: dict[_Connection, float] = {}
+        self.writing: dict[ServerConnection, float] = {}
         self.name = name
         self._bind_error: OSError | None = None
         self._threads: list[threading.Thread] = []

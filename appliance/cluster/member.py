@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 
-from appliance.cluster import services
+from appliance.cluster import peer_service, services
 from appliance.cluster.membership import MEMBER_ROLE, Membership
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
@@ -74,12 +74,18 @@ class ClusterMember:
     def __init__(self, parts: NodeParts, cluster: Membership) -> None:
         self._parts = parts
         self._cluster = cluster
+        self._server = peer_service.make_server(cluster, parts.config)
         self._news = threading.Event()
         self._asked_at = self._followed_at = float("-inf")
         self._followed: Members | None = None
 
     def start(self) -> None:
-        """Start the cluster's own store and broker, if they are here, and serve the others."""
+        """Start the cluster's own store and broker, if they are here, and serve the others.
+
+        :raises ConfigError: the address cannot be listened on, or the certificate is unusable.
+        """
+        self._cluster.server_context()
+        self._server.open()
         try:
             services.look_after(self._parts.state_dir)
         except AnynodeError as error:
@@ -87,6 +93,7 @@ class ClusterMember:
 
     def stop(self) -> None:
         """Serve them no more."""
+        self._server.close()
 
     def keep_services(self) -> None:
         """Start the cluster's own store and broker again, where they are here and do not run.

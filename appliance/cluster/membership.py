@@ -36,14 +36,16 @@ def folder_of(state_dir: Path) -> Path:
 class Membership:
     """A node among others.
 
-    ``doors`` are what roles of this node answer at its peer service, by the beginning of the path.
+    ``doors`` are what roles of this node answer at its peer service, by the beginning of the path;
+    ``open_doors`` are those that strangers may come to.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.members = MemberList(folder / MEMBERS)
         self.doors: dict[str, WsgiApp] = {}
-        self._client: tuple[int, ssl.SSLContext] | None = None
+        self.open_doors: set[str] = set()
+        self._contexts: dict[int, tuple[int, ssl.SSLContext]] = {}
 
     @classmethod
     def of(cls, state_dir: Path) -> Membership | None:
@@ -79,15 +81,26 @@ class Membership:
 
         :raises ConfigError: its certificate, key or authority cannot be used.
         """
-        written_at = (self.folder / CERTIFICATE).stat().st_mtime_ns
-        if self._client is None or self._client[0] != written_at:
-            self._client = (written_at, self._make_client_context())
-        return self._client[1]
+        return self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
 
-    def _make_client_context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    def server_context(self) -> ssl.SSLContext:
+        """Return what the node meets others with at its own peer service.
+
+        Who shows no certificate is let in so far: `/join` is for strangers.
+
+        :raises ConfigError: its certificate, key or authority cannot be used.
+        """
+        return self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL)
+
+    def _context(self, side: ssl._SSLMethod, asks: ssl.VerifyMode) -> ssl.SSLContext:
         try:
+            written_at = (self.folder / CERTIFICATE).stat().st_mtime_ns
+            known = self._contexts.get(side)
+            if known and known[0] == written_at:
+                return known[1]
+            context = ssl.SSLContext(side)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.verify_mode = asks
             context.load_verify_locations(self.folder / AUTHORITY)
             context.load_cert_chain(self.folder / CERTIFICATE, self.folder / KEY)
         except OSError as error:
@@ -95,4 +108,5 @@ class Membership:
                 f"Could not use the certificate of this node in {self.folder}: {error}.",
                 hint="Run the command as root; `anynode join` makes it anew.",
             ) from error
+        self._contexts[side] = (written_at, context)
         return context

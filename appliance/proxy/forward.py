@@ -54,7 +54,6 @@ class _Line:
     member: Member
     connection: http.client.HTTPSConnection
     used_at: float
-    is_new: bool = True
 
 
 @dataclass
@@ -63,6 +62,14 @@ class _Kept:
 
     lines: dict[str, list[_Line]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _UnansweredError(Exception):
+    """A member gave no answer; ``was_sent`` says whether it may have got the call."""
+
+    def __init__(self, message: str, *, was_sent: bool) -> None:
+        super().__init__(message)
+        self.was_sent = was_sent
 
 
 class Forwarder:
@@ -98,21 +105,34 @@ class Forwarder:
         doors = self._in_order()
         for member in doors:
             try:
-                line = self._line_to(member, is_read)
-            except (OSError, ssl.SSLError, http.client.HTTPException) as error:
+                return self._ask_member(member, request, is_read)
+            except _UnansweredError as error:
                 self._note_failure(member, error)
-                continue
-            try:
-                return self._ask(line, request)
-            except (OSError, http.client.HTTPException) as error:
-                line.connection.close()
-                self._note_failure(member, error)
-                if not is_read:
+                if error.was_sent and not is_read:
                     raise Unavailable(
                         f"{member.name} took the call and gave no answer; whether it was carried "
                         "out is unknown."
                     ) from error
         raise Unavailable("No node that answers EC2 can be reached now.")
+
+    def _ask_member(self, member: Member, request: HttpRequest, is_read: bool) -> Answer:
+        """Ask one member: a question on a connection that there is, if that one still answers."""
+        kept = self._take(member) if is_read else None
+        if kept:
+            try:
+                return self._ask(kept, request)
+            except (OSError, http.client.HTTPException) as error:
+                log.debug("a connection to %s had ended: %s", member.name, error)
+                kept.connection.close()
+        try:
+            line = self._line_to(member)
+        except (OSError, http.client.HTTPException) as error:
+            raise _UnansweredError(str(error), was_sent=False) from error
+        try:
+            return self._ask(line, request)
+        except (OSError, http.client.HTTPException) as error:
+            line.connection.close()
+            raise _UnansweredError(str(error), was_sent=True) from error
 
     def _in_order(self) -> list[Member]:
         """Return the doors, each in turn the first; those with which something is wrong last."""
@@ -133,15 +153,12 @@ class Forwarder:
         self._failed[member.node_id] = self._clock.monotonic()
         self._close_lines(member.node_id)
 
-    def _line_to(self, member: Member, is_read: bool) -> _Line:
-        """Return a connection; a new one for changes.
+    def _line_to(self, member: Member) -> _Line:
+        """Return a new connection.
 
-        The other side may be closing one that was used before, and then nobody can tell whether
-        what was sent has arrived.
+        Changes always get one: the other side may be closing one that was used before, and then
+        nobody can tell whether what was sent has arrived.
         """
-        kept = self._take(member) if is_read else None
-        if kept:
-            return kept
         host, _, port = member.address.rpartition(":")
         connection = http.client.HTTPSConnection(
             host.strip("[]"), int(port), timeout=CONNECT_S, context=self._context()
