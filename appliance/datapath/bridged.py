@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.datapath import dnsmasq, forwarding, links, nat
@@ -31,11 +32,19 @@ from appliance.model import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class More:
+    """What a type has besides bridges, taps and DHCP servers: see :class:`NetworkState`."""
+
+    warnings: tuple[str, ...] = ()
+    remotes: dict[str, tuple[RemotePort, ...]] = field(default_factory=dict)
+
+
 class BridgedNetworks:
     """All networks of one type on this node; calls from several threads take turns.
 
     A plugin whose networks need more than that is a subclass that fills ``check``, ``complete``,
-    ``strip``, ``strip_unrecorded``, ``more_warnings`` and ``remotes``.
+    ``strip``, ``strip_unrecorded`` and ``look``.
 
     :param type_name: the plugin's name, in the mark of every link.
     :param nat_table: the nft table of the type's way out, which no other type has.
@@ -203,11 +212,12 @@ class BridgedNetworks:
                 for link in present.values()
                 if link.kind == "bridge" and link.mark and link.mark.type == self._type
             }
+            more = self.look(present)
             return NetworkState(
                 network_ids=tuple(sorted(bridges | set(self._record.value.networks))),
                 ports=tuple(self._ports(present)),
-                warnings=(*self._warnings(present, bridges), *self.more_warnings(present)),
-                remotes=self.remotes(present),
+                warnings=(*self._warnings(present, bridges), *more.warnings),
+                remotes=more.remotes,
             )
 
     def _ports(self, present: Mapping[str, links.Link]) -> Iterator[AttachedPort]:
@@ -290,13 +300,9 @@ class BridgedNetworks:
     def strip_unrecorded(self, network_id: str, present: Mapping[str, links.Link]) -> None:
         """Remove the same of a network whose record was lost."""
 
-    def more_warnings(self, present: Mapping[str, links.Link]) -> Iterator[str]:
-        """Say what is wrong with it."""
-        yield from ()
-
-    def remotes(self, present: Mapping[str, links.Link]) -> dict[str, tuple[RemotePort, ...]]:
-        """Return the ports on other nodes that are reached, by network."""
-        return {}
+    def look(self, present: Mapping[str, links.Link]) -> More:
+        """Return what there is of it, and what is wrong."""
+        return More()
 
 
 def reachable_directory(run_dir: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from anynode_network_vxlan import rules, tunnels
 from appliance.datapath import links
-from appliance.datapath.bridged import BridgedNetworks
+from appliance.datapath.bridged import BridgedNetworks, More
 from appliance.datapath.checks import check_remote
 from appliance.errors import ConfigError, Conflict, InputError, Stale
 from appliance.firewall import link_local
@@ -124,18 +124,36 @@ class Vxlan(BridgedNetworks):
                 segment = int(name.removeprefix("anvx"))
                 _remove_rules(segment, is_last=not self.prepared_networks())
 
-    def remotes(self, present: Mapping[str, links.Link]) -> dict[str, tuple[RemotePort, ...]]:
-        """Return the ports elsewhere that the kernel forwards to."""
-        found = {
-            network_id: self._remotes_of(network)
-            for network_id, network in sorted(self.prepared_networks().items())
+    def look(self, present: Mapping[str, links.Link]) -> More:
+        """Return the ports elsewhere that the kernel forwards to, and what is wrong."""
+        networks = self.prepared_networks()
+        if not networks:
+            return More()
+        entries = {
+            network_id: tunnels.entries(network) for network_id, network in sorted(networks.items())
         }
-        return {network_id: remotes for network_id, remotes in found.items() if remotes}
+        remotes = {
+            network_id: self._remotes_of(network_id, found) for network_id, found in entries.items()
+        }
+        warnings = [
+            f"Of the rules for tunnels {one} is not as it should be."
+            for one in rules.missing([network.segment for network in networks.values()])
+        ]
+        mtu = tunnels.underlay_mtu(self._local) if self._local else None
+        if mtu is None:
+            warnings.append(
+                f"No link of this node has the address {self._local or 'of its end of tunnels'}."
+            )
+        for network_id, found in entries.items():
+            warnings += self._wrong(networks[network_id], present, mtu)
+            warnings += self._lost(networks[network_id], found)
+        return More(
+            warnings=tuple(warnings),
+            remotes={network_id: found for network_id, found in remotes.items() if found},
+        )
 
-    def _remotes_of(self, network: NetworkSpec) -> tuple[RemotePort, ...]:
-        entries = tunnels.entries(network)
-        told = self._told.get(network.network_id, {})
-        ids = {remote.mac: remote.port_id for remote in told.values()}
+    def _remotes_of(self, network_id: str, entries: tunnels.Entries) -> tuple[RemotePort, ...]:
+        ids = {one.mac: one.port_id for one in self._told.get(network_id, {}).values()}
         addresses: dict[str, list[str]] = {}
         for text, mac in entries.neighbours.items():
             if not ipaddress.ip_address(text).is_link_local:
@@ -150,44 +168,34 @@ class Vxlan(BridgedNetworks):
             for mac, node in sorted(entries.nodes.items())
         )
 
-    def more_warnings(self, present: Mapping[str, links.Link]) -> Iterator[str]:
-        """Say what is wrong with tunnels, their rules, and what they forward."""
-        networks = self.prepared_networks()
-        if not networks:
-            return
-        for one in rules.missing([network.segment for network in networks.values()]):
-            yield f"Of the rules for tunnels {one} is not as it should be."
-        mtu = tunnels.underlay_mtu(self._local) if self._local else None
-        if mtu is None:
-            yield f"No link of this node has the address {self._local or 'of its end of tunnels'}."
-        for network_id, network in sorted(networks.items()):
-            name = tunnels.device_name(network)
-            found, bridge = present.get(name), present.get(network.bridge)
-            if not found:
-                yield f"Tunnel {name} of {network_id} is missing."
-                continue
-            if not found.is_up or not bridge or found.master != bridge.index:
-                yield f"Tunnel {name} of {network_id} is not up and in bridge {network.bridge}."
-            elif not tunnels.is_quiet(name):
-                yield f"Tunnel {name} of {network_id} floods or learns."
-            if mtu is not None and mtu < network.mtu + tunnels.OVERHEAD:
-                yield (
-                    f"The link of {self._local} carries {mtu} bytes, and packets of {network_id} "
-                    f"need {network.mtu + tunnels.OVERHEAD} in a tunnel: they are cut in two."
-                )
-            yield from self._lost(network)
+    def _wrong(
+        self, network: NetworkSpec, present: Mapping[str, links.Link], mtu: int | None
+    ) -> Iterator[str]:
+        """Say what is wrong with a tunnel; ``mtu`` is that of the link it runs over."""
+        name, network_id = tunnels.device_name(network), network.network_id
+        found, bridge = present.get(name), present.get(network.bridge)
+        if not found:
+            yield f"Tunnel {name} of {network_id} is missing."
+        elif not found.is_up or not bridge or found.master != bridge.index:
+            yield f"Tunnel {name} of {network_id} is not up and in bridge {network.bridge}."
+        elif not tunnels.is_quiet(name):
+            yield f"Tunnel {name} of {network_id} floods or learns."
+        if mtu is not None and mtu < network.mtu + tunnels.OVERHEAD:
+            yield (
+                f"The link of {self._local} carries {mtu} bytes, and packets of {network_id} "
+                f"need {network.mtu + tunnels.OVERHEAD} in a tunnel: they are cut in two."
+            )
 
-    def _lost(self, network: NetworkSpec) -> Iterator[str]:
+    def _lost(self, network: NetworkSpec, have: tunnels.Entries) -> Iterator[str]:
+        """Say how much is not in force of what was told; nothing where nothing was told."""
         told = self._told.get(network.network_id)
         if told is None:
             return
-        want = _entries(network, told.values())
-        change = tunnels.difference(tunnels.entries(network), want)
-        count = len(change.nodes) + len(change.gone_nodes) + len(change.neighbours)
-        count += len(list(change.gone_neighbours))
+        change = tunnels.difference(have, _entries(network, told.values()))
         meant = {rules.member_of(remote) for remote in told.values()}
-        count += len(meant ^ rules.members(network.segment))
-        count += len({mac for _, mac in meant} - rules.macs_elsewhere())
+        macs = {mac for _, mac in meant}
+        count = change.size + len(meant ^ rules.members(network.segment))
+        count += len(macs - rules.macs_elsewhere())
         if count:
             yield f"{count} entries for ports of {network.network_id} elsewhere are wrong."
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,7 +160,13 @@ class Change:
     nodes: Mapping[str, str]
     neighbours: Mapping[str, str]
     gone_nodes: Mapping[str, str]
-    gone_neighbours: Iterable[str]
+    gone_neighbours: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """How many entries differ."""
+        parts = (self.nodes, self.neighbours, self.gone_nodes, self.gone_neighbours)
+        return sum(map(len, parts))
 
 
 def difference(have: Entries, want: Entries) -> Change:

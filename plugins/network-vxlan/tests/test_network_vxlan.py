@@ -76,7 +76,6 @@ class Node(Namespace):
             "links": sorted(self.call(links.links)),
             "rules": self.call(self.run, "nft", "list", "ruleset"),
             "forward": self.call(FORWARD.read_text),
-            "fdb": self.call(self.run, "bridge", "fdb", "show", "dev", "under0"),
             "neighbours": self.call(self.run, "ip", "neigh", "show", "nud", "permanent"),
         }
 
