@@ -274,7 +274,7 @@ class Node:
     def _prepare_role(self, name: str) -> None:
         with self._tolerating(name):
             self.roles[name] = self._make_role(name)
-            self._bus.serve(self.roles[name])
+            self._serve(self.roles[name])
 
     def _start_prepared(self, name: str) -> None:
         role = self.roles.get(name)
@@ -371,7 +371,7 @@ class Node:
             role = self._make_role(name)
             try:
                 role.start()
-                self._bus.serve(role)
+                self._serve(role)
             except BaseException:
                 self._bus.retire(role.topic, _PART_S)
                 self._stop_role(role)
@@ -401,6 +401,10 @@ class Node:
             end_threads(rounds.threads, min(countdown.left_s(_PART_S), _ROUND_S))
             _at_once([lambda: self._stop_role(role)], countdown)
             del self.roles[name]
+
+    def _serve(self, role: Role) -> None:
+        if role.casts or role.calls or role.hears:
+            self._bus.serve(role)
 
     def _make_role(self, name: str) -> Role:
         if name in STORE_ROLES:
