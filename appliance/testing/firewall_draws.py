@@ -121,6 +121,32 @@ def packets(
     return Packet(**fields)
 
 
+@st.composite
+def openers(
+    draw: st.DrawFn, network: NetworkSpec, ports: tuple[FirewallPort, ...], gateway_mac: str
+) -> Packet:
+    """Draw a packet that may open a flow of UDP or an echo, with nothing odd about it."""
+    way = draw(st.sampled_from(("between", "from node", "outward", "inward")))
+    a, b = draw(st.permutations(ports))[:2]
+    source = {"from node": NODE, "inward": UPLINK}.get(way, a.tap)
+    destination = UPLINK if way == "outward" else b.tap
+    family = draw(st.sampled_from((4, 6)))
+    echo = {4: (ICMP, 8), 6: (ICMPV6, 128)}[family]
+    protocol, kind = draw(st.sampled_from(((UDP, 0), (UDP, 0), echo)))
+    return Packet(
+        source=source,
+        destination=destination,
+        ether_src={NODE: gateway_mac, UPLINK: UPLINK_MAC}.get(source, a.mac),
+        ether_dst=UPLINK_MAC if destination == UPLINK else b.mac,
+        ether_type=ETHER_IPV4 if family == 4 else ETHER_IPV6,
+        ip_src=_address(network, family, source, a),
+        ip_dst=_address(network, family, destination, b),
+        protocol=protocol,
+        icmp_type=kind,
+        destination_port=draw(st.sampled_from((7, 22, 80, 443))) if protocol == UDP else 0,
+    )
+
+
 def _address(network: NetworkSpec, family: int, side: str, port: FirewallPort) -> str:
     if side == NODE:
         return network.gateway if family == 4 else network.gateway6

@@ -31,7 +31,7 @@ from appliance.firewall import (
 from appliance.firewall.rules import ICMP, ICMPV6, TCP, UDP
 from appliance.model import MemberChange, NetworkPolicy, NetworkSpec, PolicyDelta
 from appliance.testing.firewall import BAD_RULES, allow, make_group, make_network, make_port
-from appliance.testing.firewall_draws import UPLINK_MAC, packets, policies
+from appliance.testing.firewall_draws import UPLINK_MAC, openers, packets, policies
 from appliance.testing.firewall_lab import FirewallLab
 
 _PATIENCE_S = 2.0
@@ -278,10 +278,11 @@ class FirewallPacketContract:
     """What every firewall plugin does to packets.
 
     ``differential_examples`` is how many policies the differential test draws, each with twenty
-    packets.
+    packets. ``flow_examples`` is how many chains of policies the one about flows draws.
     """
 
     differential_examples: ClassVar[int] = 60
+    flow_examples: ClassVar[int] = 25
 
     @pytest.fixture
     def make_plugin(self) -> Callable[[], object]:
@@ -425,6 +426,84 @@ class FirewallPacketContract:
         bench.update(ports=(bench.a, closed))
         assert not bench.does_pass(packet, wanted=False)
 
+    def test_an_address_that_is_given_away_takes_no_flow_along(self, bench: Bench) -> None:
+        """What the world goes on sending to an address does not reach its next owner."""
+        bench.sync(allow(UDP, 7, 7, peer="0.0.0.0/0"))
+        asked, asked6 = (one(bench) for one in (outward, outward6))
+        received = bench.packet()
+        for packet in (asked, asked6, received):
+            assert bench.does_pass(packet)
+            assert bench.does_pass(answer_to(packet))
+        for number, revision in ((11, "update"), (12, "one update"), (13, "sync")):
+            new = msgspec.structs.replace(
+                make_port(bench.network, number, "sg-a"), addresses=bench.a.addresses
+            )
+            bench.lab.add_ports(bench.network, [new])
+            if revision == "update":
+                bench.update(ports=(bench.b,))
+                bench.update(ports=(bench.b, new))
+            elif revision == "one update":
+                bench.update(ports=(bench.b, new))
+            else:
+                bench.policy = msgspec.structs.replace(
+                    bench.policy, revision=bench.policy.revision + 1, ports=(bench.b, new)
+                )
+                bench.lab.firewall.sync(bench.policy)
+            own = {"source": new.tap, "ether_src": new.mac}
+            for old in (asked, asked6):
+                mine = msgspec.structs.replace(old, **own)
+                assert not bench.does_pass(answer_to(mine), wanted=False), revision
+                assert bench.does_pass(mine), f"{revision}: what the new one asks for is its own"
+                assert bench.does_pass(answer_to(mine)), f"{revision}: and so is the answer"
+            mine = msgspec.structs.replace(received, **own)
+            assert not bench.does_pass(answer_to(mine), wanted=False), revision
+            bench.update(groups=bench.policy.groups)
+            for old in (asked, asked6):
+                assert bench.does_pass(answer_to(msgspec.structs.replace(old, **own))), revision
+
+    def test_answers_alone_keep_a_flow_through_changes(self, bench: Bench) -> None:
+        """A flow of which only the far end speaks is judged by who opened it, not by who speaks."""
+        rules = [allow(UDP, 7, 7, peer="0.0.0.0/0"), allow(ICMP, 8, -1, peer="sg-a")]
+        bench.sync(*rules, allow(UDP, 1, 1, peer="0.0.0.0/0"))
+        node = {"source": NODE, "ether_src": bench.lab.gateway_mac(bench.network)}
+        flows = [
+            bench.packet(),
+            bench.packet(protocol=ICMP, icmp_type=8),
+            outward(bench),
+            outward6(bench),
+            bench.packet(source=UPLINK, ether_src=UPLINK_MAC, ip_src=STRANGER),
+            bench.packet(**node, ip_src=bench.network.gateway),
+        ]
+        for packet in flows:
+            assert bench.does_pass(packet)
+        group_a, group_b = bench.policy.groups
+        fewer = msgspec.structs.replace(group_b, ingress=tuple(rules))
+        closed = msgspec.structs.replace(group_b, ingress=())
+        for group in (fewer, fewer):
+            bench.update(groups=(group_a, group))
+            for packet in flows:
+                assert bench.does_pass(answer_to(packet)), packet
+        bench.lab.firewall.sync(bench.policy)
+        for packet in flows:
+            assert bench.does_pass(answer_to(packet)), packet
+        bench.update(groups=(group_a, closed))
+        for packet in flows:
+            is_asked = packet.destination == UPLINK
+            assert bench.does_pass(answer_to(packet), wanted=is_asked) == is_asked, packet
+
+    def test_a_rule_that_comes_back_opens_flows_anew(self, bench: Bench) -> None:
+        bench.sync(allow(UDP, 7, 7, peer="0.0.0.0/0"))
+        packet = bench.packet()
+        assert bench.does_pass(packet)
+        group_a, group_b = bench.policy.groups
+        closed = msgspec.structs.replace(group_b, ingress=())
+        bench.update(groups=(group_a, closed))
+        assert not bench.does_pass(packet, wanted=False)
+        bench.update(groups=(group_a, group_b))
+        assert not bench.does_pass(answer_to(packet), wanted=False), "it has ended"
+        assert bench.does_pass(packet), "and may be opened again"
+        assert bench.does_pass(answer_to(packet))
+
     def test_nothing_blinks_while_rules_change(self, bench: Bench) -> None:
         bench.sync(allow(UDP, 7, 7, peer="0.0.0.0/0"))
         done = threading.Event()
@@ -525,9 +604,71 @@ class FirewallPacketContract:
 
         agree()
 
+    def test_model_and_kernel_agree_on_flows(self, bench: Bench) -> None:
+        """Flows that were let through meet other rules, answers first: both judge them alike."""
+        both = make_port(bench.network, 4, "sg-a", "sg-b")
+        bench.lab.add_ports(bench.network, [both])
+        ports, mac = (bench.a, bench.b, both), bench.lab.gateway_mac(bench.network)
+        bench.lab.firewall.guard()
+        revisions = iter(range(1, 10**6))
+
+        @settings(
+            max_examples=self.flow_examples,
+            phases=(Phase.generate,),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(
+            chain=st.lists(policies(bench.network, ports), min_size=4, max_size=4),
+            drawn=st.lists(openers(bench.network, ports, mac), min_size=10, max_size=10),
+        )
+        def agree(chain: list[NetworkPolicy], drawn: list[Packet]) -> None:
+            bench.lab.forget_flows()
+            flows = [bench.numbered(packet) for packet in drawn]
+            opened: set[Packet] = set()
+            for number, policy in enumerate(chain):
+                new = msgspec.structs.replace(policy, revision=next(revisions))
+                if number:
+                    bench.lab.firewall.update(diff(bench.policy, new))
+                else:
+                    bench.lab.firewall.sync(new)
+                bench.policy = new
+                # What an answer may open by itself says nothing about the flow that it is of.
+                flows = [one for one in flows if not verdict([new], answer_to(one)).is_allowed]
+                for packet in flows:
+                    opened = self._agree_on(bench, packet, opened)
+
+        agree()
+
+    @staticmethod
+    def _agree_on(bench: Bench, packet: Packet, opened: set[Packet]) -> set[Packet]:
+        judged, answer = verdict([bench.policy], packet), answer_to(packet)
+        wanted = judged.is_allowed
+        if packet in opened:
+            assert bench.does_pass(answer, wanted=wanted) == wanted, f"{judged.why}: {answer}"
+        assert bench.does_pass(packet, wanted=wanted) == wanted, f"{judged.why}: {packet}"
+        if not wanted:
+            return opened - {packet}
+        assert bench.does_pass(answer), f"{judged.why}: {answer}"
+        return opened | {packet}
+
+
+def outward(bench: Bench) -> Packet:
+    """Return a packet from ``a`` to the world."""
+    return bench.packet(destination=UPLINK, ether_dst=UPLINK_MAC, ip_dst="192.0.2.7")
+
+
+def outward6(bench: Bench) -> Packet:
+    """Return the same over IPv6."""
+    return bench.packet6(destination=UPLINK, ether_dst=UPLINK_MAC, ip_dst="2001:db8::7")
+
 
 def answer_to(packet: Packet) -> Packet:
     """Return the packet that answers another one."""
+    is_echo = packet.protocol in (ICMP, ICMPV6)
+    ports = (packet.source_port, packet.destination_port)
+    back = ports if is_echo else ports[::-1]
     return msgspec.structs.replace(
         packet,
         source=packet.destination,
@@ -536,6 +677,7 @@ def answer_to(packet: Packet) -> Packet:
         ether_dst=packet.ether_src,
         ip_src=packet.ip_dst,
         ip_dst=packet.ip_src,
-        source_port=packet.destination_port,
-        destination_port=packet.source_port,
+        source_port=back[0],
+        destination_port=back[1],
+        icmp_type={8: 0, 128: 129}[packet.icmp_type] if is_echo else 0,
     )

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from itertools import product
 
-TABLE = "anynode"
-LAYOUT = "layout-2"
+from anynode_firewall_nftables import epochs
+from anynode_firewall_nftables.parts import TABLE
+
+LAYOUT = "layout-3"
 """Name of a set that says which structure the tables have; another one is replaced whole."""
 
 PROOF = "a11e:b0de"
@@ -39,7 +41,7 @@ NETWORK_MAPS = {
 MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
 _SOLICIT = "ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit"
 _ARP_PROBE = "arp operation request arp saddr ip 0.0.0.0"
-_STATE_KNOWN = "ct state established,related accept"
+_JUDGED = "jump known"
 _UNKNOWN_FROM = 'iifname "an*" iifname . meta mark @tap_names drop'
 _UNKNOWN_TO = 'oifname "an*" oifname != @networks oifname . meta mark @tap_names drop'
 
@@ -133,26 +135,39 @@ _INET_CHAINS: dict[str, tuple[str, ...]] = {
     ),
     "egress": (
         "type filter hook forward priority -20; policy accept;",
-        _STATE_KNOWN,
+        _JUDGED,
         "iifname vmap @egress",
     ),
     "ingress": (
         "type filter hook forward priority -10; policy accept;",
         "iifname vmap @bridged",
-        _STATE_KNOWN,
+        _JUDGED,
         "oifname vmap @ingress",
         _UNKNOWN_TO,
+        "iifname @networks goto accepted",
     ),
     "input": (
         "type filter hook input priority -10; policy accept;",
-        _STATE_KNOWN,
+        _JUDGED,
         "iifname vmap @input",
     ),
     "output": (
         "type filter hook output priority -10; policy accept;",
-        _STATE_KNOWN,
+        _JUDGED,
         "oifname vmap @output",
         _UNKNOWN_TO,
+    ),
+    "ended": ("", f"{epochs.END} drop"),
+    # Flows of one who had the address before are as if they were not tracked.
+    "former-from": (
+        "",
+        f"iifname . ip saddr . ct mark @former4 {epochs.END}",
+        f"iifname . ip6 saddr . ct mark @former6 {epochs.END}",
+    ),
+    "former-to": (
+        "",
+        f"oifname . ip daddr . ct mark @former4 {epochs.END}",
+        f"oifname . ip6 daddr . ct mark @former6 {epochs.END}",
     ),
 }
 
@@ -169,10 +184,12 @@ def _tap_names() -> str:
 
 def hooked_chains() -> dict[str, dict[str, int]]:
     """Return for each family the chains of this module and how many rules each must have."""
-    return {
+    counts = {
         family: {name: len(lines) - 1 for name, lines in chains.items()}
         for family, chains in (("bridge", _BRIDGE_CHAINS), ("inet", _INET_CHAINS))
     }
+    counts["inet"] |= epochs.RULES
+    return counts
 
 
 def render_base() -> list[str]:
@@ -192,6 +209,8 @@ def render_base() -> list[str]:
             lines += [
                 f"add map {table} {name} {{ type ifname : verdict; }}" for name in NETWORK_MAPS
             ]
+            lines += [f"add set {table} {name} {{ {kind}; }}" for name, kind in epochs.SETS.items()]
+            lines += [f"add chain {table} {name}" for name in epochs.RULES]
         for name, (hook, *_) in chains.items():
             lines.append(f"add chain {table} {name}" + (f" {{ {hook} }}" if hook else ""))
             lines.append(f"flush chain {table} {name}")

@@ -1,65 +1,81 @@
-"""Which tracked flows end when a policy changes: those that it would not let begin any more."""
+"""What a change means for flows: whether it allows less, and which addresses get a new owner."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain
 
+from anynode_firewall_nftables.epochs import SHIFT
 from anynode_firewall_nftables.force import InForce
 from anynode_firewall_nftables.netfilter import Flow
-from anynode_firewall_nftables.render import canonical_address
-from appliance.firewall import METADATA_ADDRESS, PolicyIndex, own_addresses
-from appliance.firewall.rules import IPAddress, parse_address, service_number
-from appliance.model import FirewallGroup, FirewallPort, FirewallRule
+from anynode_firewall_nftables.parts import BRIDGE
+from appliance.firewall import own_addresses
+from appliance.firewall.rules import IPAddress, parse_address
+from appliance.model import FirewallGroup, FirewallRule
+
+_OWN = (f"{BRIDGE} own4", f"{BRIDGE} own6")
 
 
-def lost_addresses(old: InForce, new: InForce) -> frozenset[IPAddress]:
-    """Return addresses that were of a port here and are no more, or of another port now."""
-    lost: set[IPAddress] = set()
-    for port_id in {*_touched(new, "port"), *(old.ports.keys() - new.ports.keys())}:
+Owner = tuple[str, IPAddress]
+"""A tap, as text of nft, and an address that it may have."""
+
+
+def gained_addresses(old: InForce, new: InForce) -> frozenset[IPAddress]:
+    """Return addresses that a port here has and had not before."""
+    gained: set[IPAddress] = set()
+    for port_id in _touched(new, "port"):
         before, after = old.ports.get(port_id), new.ports.get(port_id)
-        if before:
-            lost |= own_addresses(before) - (own_addresses(after) if after else frozenset())
-    return frozenset(lost)
+        if after:
+            gained |= own_addresses(after) - (own_addresses(before) if before else frozenset())
+    return frozenset(gained)
 
 
-def narrowed_ports(old: InForce, new: InForce) -> list[FirewallPort]:
-    """Return the ports of which the change may forbid a flow that was allowed."""
-    narrowed = _narrowed_groups(old, new)
-    found = {
-        port_id: new.ports[port_id]
-        for port_id in _touched(new, "port")
-        if port_id in new.ports and port_id in old.ports
-        if not set(old.ports[port_id].group_ids) <= set(new.ports[port_id].group_ids)
-    }
-    if narrowed:
-        found |= {
-            port_id: port
-            for port_id, port in new.ports.items()
-            if not narrowed.isdisjoint(port.group_ids)
-        }
-    return list(found.values())
+def owners(elements: Mapping[str, Iterable[str]]) -> frozenset[Owner]:
+    """Return who has which address, by the elements that are in the kernel."""
+    found = set()
+    for key in chain.from_iterable(elements.get(name, ()) for name in _OWN):
+        tap, _, rest = key.partition(" . ")
+        if address := parse_address(rest.rpartition(" . ")[2]):
+            found.add((tap, address))
+    return frozenset(found)
+
+
+def owners_in(state: InForce) -> frozenset[Owner]:
+    """Return who has which address, by what is in force."""
+    return frozenset().union(*(owners(part.elements) for part in state.parts.values()))
+
+
+def allows_less(old: InForce, new: InForce) -> bool:
+    """Return whether a change may forbid a flow that was allowed."""
+    if old.network != new.network or old.ports.keys() - new.ports.keys():
+        return True
+    kept = [one for one in _touched(new, "port") if one in new.ports and one in old.ports]
+    has_left = any(
+        set(old.ports[one].group_ids) - set(new.ports[one].group_ids)
+        or own_addresses(old.ports[one]) - own_addresses(new.ports[one])
+        for one in kept
+    )
+    return has_left or _is_a_rule_gone(old, new) or _is_a_source_smaller(old, new)
 
 
 def _touched(state: InForce, kind: str) -> list[str]:
     return [name for touched, name in state.touched if touched == kind]
 
 
-def _narrowed_groups(old: InForce, new: InForce) -> set[str]:
-    """Return groups that allow less: a rule is gone, or a member of a source."""
+def _is_a_rule_gone(old: InForce, new: InForce) -> bool:
+    changed = set(_touched(new, "group")) & old.groups.keys()
+    return any(
+        set(before.ingress) - set(after.ingress if after else ())
+        or set(before.egress) - set(after.egress if after else ())
+        for before, after in ((old.groups[one], new.groups.get(one)) for one in changed)
+    )
+
+
+def _is_a_source_smaller(old: InForce, new: InForce) -> bool:
     shrunk = {group_id for group_id in _touched(new, "members") if _has_lost(old, new, group_id)}
-    changed = set(_touched(new, "group"))
-    narrowed = {
-        group_id
-        for group_id in changed & old.groups.keys()
-        if _has_fewer_rules(old.groups[group_id], new.groups.get(group_id))
-    }
-    if shrunk:
-        narrowed |= {
-            group_id
-            for group_id, before in old.groups.items()
-            if any(rule.source_group_id in shrunk for rule in _rules(before))
-        }
-    return narrowed
+    return bool(shrunk) and any(
+        rule.source_group_id in shrunk for group in old.groups.values() for rule in _rules(group)
+    )
 
 
 def _has_lost(old: InForce, new: InForce, group_id: str) -> bool:
@@ -72,78 +88,21 @@ def _rules(group: FirewallGroup) -> tuple[FirewallRule, ...]:
     return (*group.ingress, *group.egress)
 
 
-def _has_fewer_rules(before: FirewallGroup, after: FirewallGroup | None) -> bool:
-    if after is None:
-        return bool(_rules(before))
-    return bool(set(before.ingress) - set(after.ingress) or set(before.egress) - set(after.egress))
+class FormerOwners:
+    """Says which flows are of one who had an address before its present owner."""
 
+    def __init__(self, by_zone: Mapping[int, Mapping[IPAddress, int]]) -> None:
+        """Take addresses by conntrack zone, with the last epoch of those who had them."""
+        self._by_zone = by_zone
+        self._anywhere: dict[IPAddress, int] = {}
+        for addresses in by_zone.values():
+            for address, bound in addresses.items():
+                self._anywhere[address] = max(bound, self._anywhere.get(address, 0))
 
-def _owners(
-    ports: Iterable[FirewallPort], addresses: Collection[IPAddress]
-) -> Iterable[FirewallPort]:
-    """Return the ports that may have one of the addresses, cheaply, and perhaps some more."""
-    if any(address.is_link_local for address in addresses):
-        return ports
-    texts = frozenset(map(str, addresses))
-    return [port for port in ports if not texts.isdisjoint(map(canonical_address, port.addresses))]
-
-
-class _Index(PolicyIndex):
-    """Finds members in the sets that are in force: a large group is not parsed for a few flows."""
-
-    def __init__(self, state: InForce) -> None:
-        super().__init__(state.policy())
-        self._state = state
-
-    def is_member(self, group_id: str, address: IPAddress) -> bool:
-        """Say whether an address is that of a member of a group."""
-        text = str(address)
-        return any(text in keys for keys in self._state.member_sets(group_id).values())
-
-
-class FlowJudge:
-    """Says of tracked flows whether a network's policy lets them go on."""
-
-    def __init__(
-        self,
-        state: InForce,
-        judged: Iterable[FirewallPort],
-        lost: frozenset[IPAddress],
-        flows: Iterable[Flow],
-    ) -> None:
-        """Look up what is needed to judge these flows: they are few, and ports may be many."""
-        seen = {address for flow in flows for address in (flow.source, flow.destination)}
-        self._index = _Index(state)
-        self._zone = state.zone
-        self._lost = lost
-        self._judged = {
-            address: port
-            for port in _owners(judged, seen)
-            for address in own_addresses(port)
-            if address in seen
-        }
-        self._node = {
-            parse_address(text)
-            for text in (state.network.gateway, state.network.gateway6, METADATA_ADDRESS)
-        }
-
-    def ends(self, flow: Flow) -> bool:
-        """Return whether the flow must end."""
-        is_mine = flow.zone == self._zone
-        if flow.has_both and not is_mine:
-            return False
-        if (is_mine and flow.source in self._lost) or flow.destination in self._lost:
-            return True
-        service = service_number(flow.protocol, flow.port, flow.icmp_type, flow.icmp_code)
-        sender = self._judged.get(flow.source) if is_mine else None
-        if sender and not self._is_of_node(flow):
-            found = self._index.allowing_rule(sender, "egress", flow.destination, service)
-            if not found:
-                return True
-        receiver = self._judged.get(flow.destination)
-        return receiver is not None and not self._index.allowing_rule(
-            receiver, "ingress", flow.source, service
-        )
-
-    def _is_of_node(self, flow: Flow) -> bool:
-        return flow.asked in self._node or flow.asked.is_multicast or flow.destination in self._node
+    def had(self, flow: Flow) -> bool:
+        """Return whether a flow is of a former owner."""
+        own = self._by_zone.get(flow.zone, {})
+        bounds = [own.get(flow.source, -1), own.get(flow.destination, -1)]
+        if not flow.has_both:
+            bounds.append(self._anywhere.get(flow.destination, -1))
+        return flow.mark >> SHIFT <= max(bounds)

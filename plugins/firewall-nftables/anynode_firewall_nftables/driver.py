@@ -1,4 +1,9 @@
-"""The hooks: a change is rendered, applied in one transaction, read back, then flows are cut."""
+"""The hooks: a change is rendered, applied in one transaction, read back, then flows are judged.
+
+What takes something away is two transactions: the rules, then the epoch. A set of ranges changes
+a moment after the transaction that it is in, and a flow that met it then would be judged by what
+was before.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +13,31 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from anynode_firewall_nftables import bridging
-from anynode_firewall_nftables.base import TABLE, render_base
+from anynode_firewall_nftables.base import render_base
 from anynode_firewall_nftables.change import choose_zone, difference, replacement
-from anynode_firewall_nftables.cutting import FlowJudge, lost_addresses, narrowed_ports
+from anynode_firewall_nftables.cutting import (
+    allows_less,
+    gained_addresses,
+    owners,
+    owners_in,
+)
 from anynode_firewall_nftables.force import InForce, apply_delta, compile_policy
 from anynode_firewall_nftables.inspection import base_faults, damaged, taps_of
+from anynode_firewall_nftables.judging import Judging
 from anynode_firewall_nftables.kernel import Leftover, Ruleset, Stored
 from anynode_firewall_nftables.names import checked_network_id
 from anynode_firewall_nftables.netfilter import Netfilter
+from anynode_firewall_nftables.parts import TABLE
 from appliance.errors import CommandFailed, Stale
 from appliance.firewall.rules import IPAddress
 from appliance.hookspecs import hookimpl
-from appliance.model import FirewallPort, FirewallState, NetworkPolicy, PolicyDelta
+from appliance.model import FirewallState, NetworkPolicy, PolicyDelta
 
 log = logging.getLogger(__name__)
 
 _NOTHING: frozenset[IPAddress] = frozenset()
+_FEW_ADDRESSES = 60
+"""Flows of more than these, gained at once, are looked for and ended: they would fill a set."""
 
 
 class NftablesFirewall:
@@ -33,6 +47,7 @@ class NftablesFirewall:
         self._state_dir = state_dir
         self._ruleset = Ruleset()
         self._netfilter = Netfilter()
+        self._judging = Judging(self._ruleset, self._netfilter, self._apply)
         self._in_force: dict[str, InForce] = {}
         self._sound_at = -1
         self._lock = threading.Lock()
@@ -42,7 +57,7 @@ class NftablesFirewall:
         """Put guard and anti-spoofing in place, whatever rules of networks there are."""
         with self._lock:
             bridging.switch_on(self._state_dir)
-            self._apply([*self._outdated(), *render_base()])
+            self._judging.apply_with_base([*self._outdated(), *render_base()])
             if faults := base_faults(self._ruleset):
                 raise CommandFailed(f"The firewall's guard is not in place: {' '.join(faults)}")
 
@@ -54,12 +69,19 @@ class NftablesFirewall:
             outdated = self._outdated()
             stored = {} if outdated else self._ruleset.stored() or {}
             new = compile_policy(policy, choose_zone(policy, stored))
-            change = replacement(self._leftover(net, stored), stored.get(net), new)
-            self._apply([*outdated, *render_base(), *change])
+            leftover = self._leftover(net, stored)
+            change = replacement(leftover, stored.get(net), new)
+            self._judging.apply_with_base([*outdated, *render_base(), *change])
             old = self._in_force.get(net)
             self._in_force[net] = new
             self._check_stored(new)
-            self._cut(new, new.ports.values(), lost_addresses(old, new) if old else _NOTHING)
+            self._judging.anew(new.network.bridge)
+            if net in stored:
+                gained = owners_in(new) - owners(leftover.elements)
+            else:
+                gained = owners_in(new) - owners_in(old) if old else frozenset()
+            if gained:
+                self._judging.end(new.zone, {address for _, address in gained})
 
     @hookimpl
     def firewall_update(self, delta: PolicyDelta) -> None:
@@ -75,12 +97,13 @@ class NftablesFirewall:
             if old.network.bridge != delta.network.bridge:
                 raise Stale(f"Network {net} has another bridge now.")
             new = apply_delta(old, delta)
-            self._apply(difference(old, new))
+            gained = gained_addresses(old, new)
+            few = gained if len(gained) <= _FEW_ADDRESSES else _NOTHING
+            self._judging.apply(difference(old, new), new.network.bridge, few)
             self._in_force[net] = new
             self._check_stored(new)
-            lost, narrowed = lost_addresses(old, new), narrowed_ports(old, new)
-            if lost or narrowed:
-                self._cut(new, narrowed, lost)
+            if gained or allows_less(old, new):
+                self._judge_anew(new, few, gained - few)
 
     @hookimpl
     def firewall_forget(self, network_id: str) -> None:
@@ -89,12 +112,14 @@ class NftablesFirewall:
         with self._lock:
             stored = self._ruleset.stored() or {}
             old = self._in_force.get(net)
+            lost, zone = owners_in(old) if old else frozenset(), old.zone if old else 0
             if net in stored:
-                self._apply(replacement(self._leftover(net, stored), stored[net], None))
+                leftover, zone = self._leftover(net, stored), stored[net].zone
+                self._apply(replacement(leftover, stored[net], None))
+                lost |= owners(leftover.elements)
             self._in_force.pop(net, None)
-            if old:
-                nothing = InForce(network=old.network, revision=0, zone=old.zone)
-                self._cut(nothing, (), lost_addresses(old, nothing))
+            if lost:
+                self._judging.end(zone, {address for _, address in lost})
 
     @hookimpl
     def firewall_state(self) -> FirewallState:
@@ -184,16 +209,17 @@ class NftablesFirewall:
                 f"{found} in place of {_record_of(state)}."
             )
 
-    def _cut(
-        self, state: InForce, judged: Iterable[FirewallPort], lost: frozenset[IPAddress]
+    def _judge_anew(
+        self, new: InForce, few: Iterable[IPAddress], many: Iterable[IPAddress]
     ) -> None:
-        flows = list(self._netfilter.flows())
-        if not flows:
-            return
-        judge = FlowJudge(state, judged, lost, flows)
-        count = self._netfilter.end(flow for flow in flows if judge.ends(flow))
-        if count:
-            log.info("network %s: cut %d flows", state.network.network_id, count)
+        """Let every flow meet the rules again; until that is done the network is not in order."""
+        try:
+            self._judging.anew(new.network.bridge, few)
+            if many := list(many):
+                self._judging.end(new.zone, many)
+        except BaseException:
+            self._in_force.pop(new.network.network_id, None)
+            raise
 
 
 def _record_of(state: InForce) -> Stored:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from anynode_firewall_nftables.base import BRIDGE_SETS, TABLE, hooked_chains
+from anynode_firewall_nftables.base import BRIDGE_SETS, hooked_chains
 from anynode_firewall_nftables.force import InForce
 from anynode_firewall_nftables.kernel import Ruleset
-from anynode_firewall_nftables.parts import BRIDGE, key_of
+from anynode_firewall_nftables.parts import BRIDGE, TABLE, key_of
 
 
 def base_faults(ruleset: Ruleset) -> list[str]:
@@ -27,6 +27,8 @@ def base_faults(ruleset: Ruleset) -> list[str]:
             for name, expected in chains.items()
             if counts.get(name, -1) != expected
         ]
+    if ruleset.epoch() is None:
+        faults.append(f"Set epoch of table inet {TABLE} is empty.")
     return faults
 
 

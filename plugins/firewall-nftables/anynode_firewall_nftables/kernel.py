@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import threading
@@ -9,9 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from anynode_firewall_nftables.base import BRIDGE_SETS, LAYOUT, NETWORK_MAPS, TABLE
-from anynode_firewall_nftables.parts import BRIDGE, INET
+from anynode_firewall_nftables.base import BRIDGE_SETS, LAYOUT, NETWORK_MAPS
+from anynode_firewall_nftables.epochs import SHIFT
+from anynode_firewall_nftables.parts import BRIDGE, INET, TABLE
 from appliance.errors import CommandFailed, ConfigError
+from appliance.firewall.rules import IPAddress
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +115,20 @@ class Ruleset:
             found[network_id] = Stored(bridge=bridge, revision=int(revision), zone=int(zone))
         return found
 
+    def epoch(self) -> int | None:
+        """Return the epoch in force; ``None`` when there is none."""
+        found = self.elements(f"{INET} epoch")
+        return int(found[0]) if found else None
+
+    def former(self) -> dict[tuple[str, IPAddress], int]:
+        """Return addresses with their bridges, and the last epoch of those who had them before."""
+        return {
+            (bridge, ipaddress.ip_address(address)): _end(marks) >> SHIFT
+            for version in (4, 6)
+            for element in self.elements(f"{INET} former{version}") or ()
+            for bridge, address, marks in (element["concat"],)
+        }
+
     def taps(self) -> dict[str, str] | None:
         """Return the known taps with their networks; ``None`` when our table is missing."""
         elements = self.elements(f"{BRIDGE} taps")
@@ -204,3 +221,10 @@ def _key(element: Any) -> str:
         element = element["elem"]["val"]
     words = element["concat"] if isinstance(element, dict) else [element]
     return " . ".join([f'"{words[0]}"', *map(str, words[1:])])
+
+
+def _end(marks: dict[str, Any]) -> int:
+    """Return the end of a range of marks that begins with zero."""
+    if "prefix" in marks:
+        return (1 << 32 - int(marks["prefix"]["len"])) - 1
+    return int(marks["range"][1])

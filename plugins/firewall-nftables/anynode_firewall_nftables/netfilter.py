@@ -1,7 +1,10 @@
-"""Connection tracking over netlink: list flows and end some of them.
+"""Connection tracking over netlink: list flows, end some of them, clear marks.
+
+Nothing of it is on the way of an ordinary change: the kernel takes one lock for each hash bucket
+to list its flows, 10 ms on a large machine, however few there are.
 
 pyroute2 decodes every attribute of every entry, which takes tens of microseconds each; here only
-addresses, ports and zone are looked at, and the kernel gets back for deletion the bytes it sent.
+addresses, mark and zone are looked at, and the kernel gets back for deletion the bytes it sent.
 """
 
 from __future__ import annotations
@@ -15,16 +18,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from appliance.errors import CommandFailed
-from appliance.firewall.rules import ICMP, ICMPV6, IPAddress
+from appliance.firewall.rules import IPAddress
 
 _NETLINK_NETFILTER = 12
 _CTNETLINK = 1 << 8
-_GET, _DELETE = _CTNETLINK | 1, _CTNETLINK | 2
+_CHANGE, _GET, _DELETE = _CTNETLINK, _CTNETLINK | 1, _CTNETLINK | 2
 _NFTABLES_GET_GENERATION = 10 << 8 | 16
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE = 2, 3
-_TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
-_TUPLE_IP, _TUPLE_PROTOCOL, _TUPLE_ZONE = 1, 2, 3
+_TUPLE_ORIGINAL, _TUPLE_REPLY, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 8, 12, 18, 21
+_TUPLE_IP, _TUPLE_ZONE = 1, 3
 _RECEIVE_BYTES = 1 << 20
 _ENOENT = 2
 
@@ -33,20 +36,15 @@ _ENOENT = 2
 class Flow:
     """A tracked flow: who opened it with whom, as seen behind address translation.
 
-    ``destination`` and ``port`` are where its packets really go; ``asked`` is where the opener
-    sent them. ``has_both`` says whether the zone counts for answers too. ``handle`` is what the
-    kernel needs to find it again.
+    ``destination`` is where its packets really go. ``has_both`` says whether the zone counts for
+    answers too. ``handle`` is what the kernel needs to find it again.
     """
 
     source: IPAddress
-    asked: IPAddress
     destination: IPAddress
-    protocol: int
-    port: int
-    icmp_type: int
-    icmp_code: int
     zone: int
     has_both: bool
+    mark: int
     handle: bytes
 
 
@@ -104,30 +102,37 @@ class Netfilter:
                     found = struct.unpack(">I", value)[0]
         return found
 
-    def flows(self) -> Iterator[Flow]:
-        """Yield every tracked flow of this network namespace, IPv4 and IPv6."""
+    def flows(self) -> list[Flow]:
+        """Return every tracked flow of this network namespace, IPv4 and IPv6."""
         self._send(_GET, _REQUEST | _DUMP, socket.AF_UNSPEC)
-        for _, body in self._messages():
-            if flow := _flow(body):
-                yield flow
+        return [flow for _, body in self._messages() if (flow := _flow(body))]
 
     def end(self, flows: Iterable[Flow]) -> int:
         """Make the kernel forget flows and return how many; one that is gone already is no error.
 
         :raises CommandFailed: the kernel refused; some may be forgotten.
         """
-        count = 0
-        for flow in flows:
-            family = socket.AF_INET if flow.source.version == 4 else socket.AF_INET6
-            try:
-                self._send(_DELETE, _REQUEST | _ACK, family, flow.handle)
-                for _ in self._messages():
-                    continue
-                count += 1
-            except OSError as error:
-                if error.errno != _ENOENT:
-                    raise CommandFailed(f"Could not end flow {flow}.") from error
-        return count
+        return sum(self._change(_DELETE, flow) for flow in flows)
+
+    def unmark(self, flows: Iterable[Flow], mask: int) -> int:
+        """Clear bits of the marks of flows and return how many; one that is gone is no error.
+
+        :raises CommandFailed: the kernel refused; some may be cleared.
+        """
+        bits = _attribute(_MARK, bytes(4)) + _attribute(_MARK_MASK, mask.to_bytes(4, "big"))
+        return sum(self._change(_CHANGE, flow, bits) for flow in flows)
+
+    def _change(self, kind: int, flow: Flow, more: bytes = b"") -> bool:
+        family = socket.AF_INET if flow.source.version == 4 else socket.AF_INET6
+        try:
+            self._send(kind, _REQUEST | _ACK, family, flow.handle + more)
+            for _ in self._messages():
+                continue
+        except OSError as error:
+            if error.errno == _ENOENT:
+                return False
+            raise CommandFailed(f"The kernel refused to change flow {flow}.") from error
+        return True
 
 
 def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
@@ -150,34 +155,19 @@ def _flow(body: bytes) -> Flow | None:
     if original is None or reply is None:
         return None
     first, second = dict(_attributes(original, 0)), dict(_attributes(reply, 0))
-    source, asked = _addresses(first)
-    destination, _ = _addresses(second)
-    there, back = _protocol(first), _protocol(second)
-    protocol = there.get(1, b"\0")[0]
-    is_icmp = protocol in (ICMP, ICMPV6)
-    shift = 0 if protocol == ICMP else 3
     zone = found.get(_ZONE) or first.get(_TUPLE_ZONE) or b"\0\0"
     handle = _attribute(_TUPLE_ORIGINAL | 0x8000, original)
     handle += b"".join(_attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
     return Flow(
-        source=source,
-        asked=asked,
-        destination=destination,
-        protocol=protocol,
-        port=0 if is_icmp else int.from_bytes(back.get(2, b"\0\0"), "big"),
-        icmp_type=there.get(5 + shift, b"\0")[0] if is_icmp else 0,
-        icmp_code=there.get(6 + shift, b"\0")[0] if is_icmp else 0,
+        source=_source(first),
+        destination=_source(second),
         zone=int.from_bytes(zone, "big"),
         has_both=_ZONE in found,
+        mark=int.from_bytes(found.get(_MARK, b""), "big"),
         handle=handle,
     )
 
 
-def _addresses(part: dict[int, bytes]) -> tuple[IPAddress, IPAddress]:
+def _source(part: dict[int, bytes]) -> IPAddress:
     found = dict(_attributes(part[_TUPLE_IP], 0))
-    first, second = (found[1], found[2]) if 1 in found else (found[3], found[4])
-    return ipaddress.ip_address(first), ipaddress.ip_address(second)
-
-
-def _protocol(part: dict[int, bytes]) -> dict[int, bytes]:
-    return dict(_attributes(part[_TUPLE_PROTOCOL], 0))
+    return ipaddress.ip_address(found[1] if 1 in found else found[3])

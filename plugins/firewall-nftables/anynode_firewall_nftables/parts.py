@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from anynode_firewall_nftables.base import TABLE
-
+TABLE = "anynode"
 BRIDGE = f"bridge {TABLE}"
 INET = f"inet {TABLE}"
 

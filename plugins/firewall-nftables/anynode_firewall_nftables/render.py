@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import product
 
 from anynode_firewall_nftables.base import MULTICAST_REPORTS, NETWORK_MAPS, PROOF
+from anynode_firewall_nftables.epochs import IS_ENDED, IS_LIVE
 from anynode_firewall_nftables.names import canonical_mac, checked_device, is_device, token
 from anynode_firewall_nftables.parts import BRIDGE, EMPTY, INET, Part
 from appliance.errors import InputError
@@ -18,14 +19,33 @@ from appliance.model import FirewallGroup, FirewallPort, NetworkSpec
 
 _DISCOVERY = "ip6 hoplimit 255 icmpv6 type"
 _NOT_OPENING = "tcp flags & (fin | syn | rst | ack) != syn drop"
+_IS_ANSWER = f"ct direction reply {IS_LIVE}"
+_DISCOVERED = f"{_DISCOVERY} {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept"
 _PROVE = f"meta priority set {PROOF}"
 _IP = {4: "ip", 6: "ip6"}
-_KINDS = {
-    "p": ("meta l4proto", "inet_proto"),
-    "s": ("meta l4proto . th dport", "inet_proto . inet_service"),
-    "i": ("icmp type . icmp code", "icmp_type . icmp_code"),
+_TYPES = {
+    "p": "inet_proto",
+    "s": "inet_proto . inet_service",
+    "i": "icmp_type . icmp_code",
+    "r": "icmp_type . icmp_code",
 }
+"""What stands beside the peer in the sets of ranges: protocols, services, ICMP and its answers."""
 _ICMP = {4: ("icmp", ICMP), 6: ("icmpv6", ICMPV6)}
+_ANSWERED = {4: {8: 0, 13: 14, 15: 16, 17: 18}, 6: {128: 129, 139: 140}}
+"""Types of ICMP that open a flow, and those of their answers."""
+
+_WAYS = ("in", "out", "in-answers", "out-answers")
+"""What asks for rules: packets on their way in or out, and answers in flows that went so."""
+
+_OPENER = {"p": "meta l4proto", "s": "meta l4proto . th dport", "i": "icmp type . icmp code"}
+_ANSWER = {"p": "meta l4proto", "s": "meta l4proto . th sport", "r": "icmp type . icmp code"}
+_FIELDS = {"in": _OPENER, "out": _OPENER, "in-answers": _ANSWER, "out-answers": _ANSWER}
+_PEER = {"in": "saddr", "out": "daddr", "in-answers": "daddr", "out-answers": "saddr"}
+
+_LAST_ASKED = ("in", "out-answers")
+"""The ways that are asked after the others: what they let through has passed every rule."""
+
+_VERDICT = {way: "goto accepted" if way in _LAST_ASKED else "accept" for way in _WAYS}
 
 
 def network_part(network: NetworkSpec, zone: int) -> Part:
@@ -36,36 +56,52 @@ def network_part(network: NetworkSpec, zone: int) -> Part:
     net, bridge = network.network_id, checked_device(network.bridge)
     chains = {
         f"zones.{net}": tuple(_zone_rules(network, zone)),
-        f"egress.{net}": (
-            f"meta priority set ip saddr map @a4.{net} goto out.{net}",
-            f"meta priority set ip6 saddr map @a6.{net} goto out.{net}",
+        f"egress.{net}": (*_answers_from(net), *_by_address(net, "saddr", f"goto out.{net}")),
+        f"from.{net}": _by_address(net, "saddr", f"goto in-answers.{net}"),
+        f"ingress.{net}": (
+            _DISCOVERED,
+            "ct state established,related jump former-to",
+            f"{_IS_ANSWER} goto to.{net}",
+            *_by_address(net, "daddr", f"goto in.{net}"),
+            "goto accepted",
         ),
-        f"ingress.{net}": _to_instance(net),
+        f"to.{net}": (*_by_address(net, "daddr", f"goto out-answers.{net}"), "goto accepted"),
         f"bridged.{net}": (
             f'oifname != "{bridge}" return',
-            f"ct state established,related ct original zone {zone} {_PROVE} accept",
-            f"ct original zone {zone} {_PROVE}",
+            f"ct original zone {zone} {_PROVE} jump known",
             f"ct state untracked {_PROVE}",
         ),
         f"input.{net}": tuple(_input_rules(network)),
         f"output.{net}": (
             "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
             "meta nfproto ipv6 udp sport 547 udp dport 546 accept",
-            *_to_instance(net),
+            _DISCOVERED,
+            "ct state established,related jump former-to",
+            # What an instance asked of the node, and errors of what the node carries for it.
+            f"{_IS_ANSWER} accept",
+            f"ct state related {IS_LIVE} accept",
+            *_by_address(net, "daddr", f"goto in.{net}"),
         ),
         f"out.{net}": (
             f"{_DISCOVERY} {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept",
             f"icmpv6 type {MULTICAST_REPORTS} accept",
-            *_new_flow(f"profiles.out.{net}"),
+            *_opening(f"profiles.out.{net}"),
         ),
-        f"in.{net}": _new_flow(f"profiles.in.{net}"),
+        f"in.{net}": _opening(f"profiles.in.{net}"),
+        **{
+            f"{way}.{net}": (
+                "ct state related drop",
+                f"meta priority vmap @profiles.{way}.{net}",
+                "goto ended",
+            )
+            for way in ("in-answers", "out-answers")
+        },
     }
     return Part(
         sets={
             f"a4.{net}": "type ipv4_addr : classid",
             f"a6.{net}": "type ipv6_addr : classid",
-            f"profiles.in.{net}": "type classid : verdict",
-            f"profiles.out.{net}": "type classid : verdict",
+            **{f"profiles.{way}.{net}": "type classid : verdict" for way in _WAYS},
         },
         chains=chains,
         elements={
@@ -75,22 +111,32 @@ def network_part(network: NetworkSpec, zone: int) -> Part:
     )
 
 
-def _to_instance(net: str) -> tuple[str, ...]:
-    return (
-        f"{_DISCOVERY} {{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept",
-        f"meta priority set ip daddr map @a4.{net} goto in.{net}",
-        f"meta priority set ip6 daddr map @a6.{net} goto in.{net}",
+def _answers_from(net: str) -> tuple[str, ...]:
+    return ("ct state established,related jump former-from", f"{_IS_ANSWER} goto from.{net}")
+
+
+def _by_address(net: str, field: str, verdict: str) -> tuple[str, ...]:
+    """Return the rules that look up the profile of an address of this network."""
+    return tuple(
+        f"meta priority set {_IP[family]} {field} map @a{family}.{net} {verdict}"
+        for family in FAMILIES
     )
 
 
-def _new_flow(profiles: str) -> tuple[str, ...]:
+def _opening(profiles: str) -> tuple[str, ...]:
+    """Return the rules for a packet that opens a flow, or that goes on with one in its direction.
+
+    What has ended is as if it were not tracked: it has to be opened anew.
+    """
     return (
-        "ct state invalid,untracked drop",
+        "ct state invalid,untracked,related drop",
         "meta nfproto ipv4 meta l4proto ipv6-icmp drop",
         "meta nfproto ipv6 meta l4proto icmp drop",
-        _NOT_OPENING,
+        f"ct state new {_NOT_OPENING}",
+        f"{IS_ENDED} {_NOT_OPENING}",
+        f"{IS_ENDED} ct direction reply meta l4proto {{ icmp, ipv6-icmp }} drop",
         f"meta priority vmap @{profiles}",
-        "drop",
+        "goto ended",
     )
 
 
@@ -129,17 +175,18 @@ def _input_rules(network: NetworkSpec) -> Iterator[str]:
     yield "meta nfproto ipv4 udp sport 68 udp dport 67 accept"
     yield "meta nfproto ipv6 udp sport 546 udp dport 547 accept"
     yield f"{_DISCOVERY} {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept"
+    yield from _answers_from(net)
     yield (
-        f"meta l4proto tcp ct original ip daddr {METADATA_ADDRESS} ct original proto-dst 80 accept"
+        f"meta l4proto tcp ct original ip daddr {METADATA_ADDRESS} ct original proto-dst 80 "
+        "goto accepted"
     )
     for family, gateway in ((4, network.gateway), (6, network.gateway6)):
         address = parse(gateway)
         if address and address.version == family:
             field = f"{_IP[family]} daddr {address}"
-            yield f"{field} meta l4proto . th dport {{ tcp . 53, udp . 53 }} accept"
-            yield f"{field} {_ICMP[family][0]} type echo-request accept"
-    yield f"meta priority set ip saddr map @a4.{net} drop"
-    yield f"meta priority set ip6 saddr map @a6.{net} drop"
+            yield f"{field} meta l4proto . th dport {{ tcp . 53, udp . 53 }} goto accepted"
+            yield f"{field} {_ICMP[family][0]} type echo-request goto accepted"
+    yield from _by_address(net, "saddr", "drop")
 
 
 def port_part(network_id: str, port: FirewallPort, profile: int) -> Part:
@@ -182,17 +229,17 @@ def profile_part(network: NetworkSpec, group_ids: Iterable[str], profile: int) -
         chains={
             f"{way}.{network_id}.p{profile}": (
                 "meta priority set none",
-                *([bridged] if way == "in" else []),
+                *([bridged] if way in _LAST_ASKED else []),
                 *(f"jump {way}.{network_id}.g.{group}" for group in tokens),
-                "drop",
+                "goto ended",
             )
-            for way in ("in", "out")
+            for way in _WAYS
         },
         elements={
             f"{INET} profiles.{way}.{network_id}": frozenset(
                 {f"{value} : goto {way}.{network_id}.p{profile}"}
             )
-            for way in ("in", "out")
+            for way in _WAYS
         },
     )
 
@@ -206,24 +253,30 @@ def group_part(network_id: str, group: FirewallGroup) -> Part:
     chains: dict[str, tuple[str, ...]] = {}
     sets: dict[str, str] = {}
     elements: dict[str, frozenset[str]] = {}
-    for way, field, rules in (("in", "saddr", group.ingress), ("out", "daddr", group.egress)):
-        name = f"{way}.{network_id}.g.{token(group.group_id)}"
-        lines: list[str] = []
+    for way, rules in (("in", group.ingress), ("out", group.egress)):
+        own = f"{network_id}.g.{token(group.group_id)}"
+        lines: dict[str, list[str]] = {way: [], f"{way}-answers": []}
         for family in FAMILIES:
             compiled = compile_rules(rules, family)
-            peer = f"{_IP[family]} {field}"
             for kind, keys in _range_keys(family, compiled).items():
-                ranges = f"{kind}{family}.{name}"
-                fields, types = _KINDS[kind]
-                fields = fields.replace("icmp", _ICMP[family][0])
-                types = types.replace("icmp", _ICMP[family][0])
+                ranges = f"{kind}{family}.{way}.{own}"
+                types = _TYPES[kind].replace("icmp", _ICMP[family][0])
                 sets[ranges] = f"type ipv{family}_addr . {types}; flags interval"
                 elements[f"{INET} {ranges}"] = frozenset(keys)
-                lines.append(f"{peer} . {fields} @{ranges} accept")
+                for asking in lines:
+                    if fields := _FIELDS[asking].get(kind):
+                        fields = fields.replace("icmp", _ICMP[family][0])
+                        peer = f"{_IP[family]} {_PEER[asking]} . {fields}"
+                        lines[asking].append(f"{peer} @{ranges} {_VERDICT[asking]}")
             for group_id, spans in compiled.groups.items():
-                members = f"{peer} @m{family}.{network_id}.{token(group_id)}"
-                lines += [f"{members} {match}accept" for match in _matches(family, spans)]
-        chains[name] = tuple(lines)
+                members = f"m{family}.{network_id}.{token(group_id)}"
+                for asking, found in lines.items():
+                    peer = f"{_IP[family]} {_PEER[asking]} @{members}"
+                    found += [
+                        f"{peer} {match}{_VERDICT[asking]}"
+                        for match in _matches(family, spans, _FIELDS[asking])
+                    ]
+        chains |= {f"{asking}.{own}": tuple(found) for asking, found in lines.items()}
     return Part(sets=sets, chains=chains, elements=elements)
 
 
@@ -270,34 +323,38 @@ def _range_keys(family: int, compiled: Compiled) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for cidr, spans in compiled.cidrs.items():
         for service in services(spans):
-            kind, keys = _keys(family, service)
-            found.setdefault(kind, []).extend(f"{cidr} . {key}" for key in keys)
+            for kind, keys in _keys(family, service).items():
+                found.setdefault(kind, []).extend(f"{cidr} . {key}" for key in keys)
     return found
 
 
-def _keys(family: int, service: Service) -> tuple[str, list[str]]:
+def _keys(family: int, service: Service) -> dict[str, list[str]]:
     protocol = service.first_protocol
     if service.is_whole:
-        return "p", [_interval(protocol, service.last_protocol)]
-    if protocol == _ICMP[family][1]:
-        rectangles = icmp_rectangles(service)
-        return "i", [f"{_interval(*kinds)} . {_interval(*codes)}" for kinds, codes in rectangles]
-    return "s", [f"{protocol} . {_interval(service.first_port, service.last_port)}"]
+        return {"p": [_interval(protocol, service.last_protocol)]}
+    if protocol != _ICMP[family][1]:
+        return {"s": [f"{protocol} . {_interval(service.first_port, service.last_port)}"]}
+    rectangles = icmp_rectangles(service)
+    answers = [
+        f"{answer} . {_interval(*codes)}"
+        for (low, high), codes in rectangles
+        for asked, answer in _ANSWERED[family].items()
+        if low <= asked <= high
+    ]
+    found = {"i": [f"{_interval(*kinds)} . {_interval(*codes)}" for kinds, codes in rectangles]}
+    return found | ({"r": answers} if answers else {})
 
 
-def _matches(family: int, spans: Iterable[Span]) -> Iterator[str]:
+def _matches(family: int, spans: Iterable[Span], fields: Mapping[str, str]) -> Iterator[str]:
     """Yield a match for each service, without sets."""
-    icmp = _ICMP[family][0]
     for service in services(spans):
-        kind, keys = _keys(family, service)
-        for key in keys:
-            first, _, second = key.partition(" . ")
-            if kind == "p":
-                yield "" if first == "0-255" else f"meta l4proto {first} "
-            elif kind == "s":
-                yield f"meta l4proto {first} th dport {second} "
-            else:
-                yield f"{icmp} type {first} {icmp} code {second} "
+        for kind, keys in _keys(family, service).items():
+            if kind not in fields:
+                continue
+            names = fields[kind].replace("icmp", _ICMP[family][0]).split(" . ")
+            for key in keys:
+                pairs = zip(names, key.split(" . "), strict=True)
+                yield "".join(f"{name} {value} " for name, value in pairs if value != "0-255")
 
 
 def _interval(low: int, high: int) -> str:

@@ -10,14 +10,13 @@ import msgspec
 import pytest
 from anynode_firewall_nftables.driver import NftablesFirewall
 from anynode_firewall_nftables.kernel import Ruleset
-from anynode_firewall_nftables.netfilter import Netfilter
 
-from appliance.errors import CommandFailed
+from appliance.errors import CommandFailed, Stale
 from appliance.firewall import diff
 from appliance.run import run
 from appliance.testing.firewall import allow, make_group, make_network, make_policy
 from appliance.testing.firewall_lab import FirewallLab
-from appliance.testing.firewall_packets import Bench
+from appliance.testing.firewall_packets import Bench, answer_to
 
 pytestmark = [pytest.mark.node, pytest.mark.faults("services: nft", quick=True)]
 
@@ -174,24 +173,22 @@ def test_what_cannot_be_read_back_is_an_error_and_is_made_good(
 
 
 def test_flows_that_could_not_be_cut_are_cut_at_the_next_try(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, refuse: Callable[..., Callable[[], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.sync(allow(17, 7, 7, peer="0.0.0.0/0"))
-    bench.check(bench.packet(), passes=True)
+    flow = bench.packet()
+    bench.check(flow, passes=True)
+    assert bench.does_pass(answer_to(flow))
     old = bench.policy
-    closed = msgspec.structs.replace(
-        old,
-        revision=old.revision + 1,
-        groups=tuple(msgspec.structs.replace(group, ingress=()) for group in old.groups),
-    )
-
-    def fail(self: Netfilter, flows: Any) -> int:
-        raise CommandFailed("Could not end a flow.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Netfilter, "end", fail)
-        with pytest.raises(CommandFailed):
-            bench.lab.firewall.sync(closed)
-    bench.policy = msgspec.structs.replace(closed, revision=closed.revision + 1)
+    closed = tuple(msgspec.structs.replace(group, ingress=()) for group in old.groups)
+    refused = refuse(REFUSALS["ENOMEM"], is_meant=lambda command: "known" in command)
+    with pytest.raises(CommandFailed):
+        bench.update(groups=closed)
+    assert refused()
+    monkeypatch.undo()
+    with pytest.raises(Stale):
+        bench.update(groups=closed, revision=old.revision + 2)
+    bench.policy = msgspec.structs.replace(old, revision=old.revision + 3, groups=closed)
     bench.lab.firewall.sync(bench.policy)
-    bench.check(bench.packet(), passes=False)
+    assert not bench.does_pass(answer_to(flow), wanted=False)
+    bench.check(flow, passes=False)

@@ -268,11 +268,54 @@ def test_no_flow_outlives_its_instance(site: Site, echo_on_b: Echo) -> None:
         assert answers(connection)
         gone = msgspec.structs.replace(site.policy, revision=5, ports=(site.a_port,))
         site.lab.firewall.update(diff(site.policy, gone))
-        assert not _flows_of(site, site.b_port.addresses[0])
+        assert not answers(connection, CUT_WITHIN_S / 5)
+        back = msgspec.structs.replace(site.policy, revision=6)
+        site.lab.firewall.update(diff(gone, back))
+        assert not answers(connection, CUT_WITHIN_S / 5), "the address is another instance's now"
+        assert connects(site.a, site.b_port.addresses[0], 22, wanted=True)
     site.lab.firewall.forget(site.network.network_id)
     assert not _flows_of(site, site.a_port.addresses[0])
 
 
+def test_what_a_server_pushes_goes_on_through_changes(site: Site, echo_on_b: Echo) -> None:
+    """The far end speaks first after every change, wherever the connection was opened."""
+    route = ["ip", "route", "add", site.network.cidr, "via", "192.0.2.1"]
+    site.world.call(run, route, deadline_s=30)
+    in_world = Echo(site.world, 80)
+    other = allow(6, 23, 23, peer="0.0.0.0/0")
+    site.allow(SSH, SSH6, other)
+    b4, b6 = site.b_port.addresses
+    try:
+        with ExitStack() as stack:
+            pairs = []
+            for place, address, port, server in (
+                (site.a, b4, 22, echo_on_b),
+                (site.a, b6, 22, echo_on_b),
+                (site.lab.namespace, b4, 22, echo_on_b),
+                (site.world, b4, 22, echo_on_b),
+                (site.a, "192.0.2.2", 80, in_world),
+            ):
+                client = stack.enter_context(place.call(_connect, address, port, DEADLINE_S))
+                assert answers(client)
+                pairs.append((client, server.accepted[-1]))
+            for rules in ((SSH, SSH6), (SSH, SSH6, other), (SSH6, SSH)):
+                site.allow(*rules)
+                for client, accepted in pairs:
+                    accepted.sendall(b"pushed")
+                    client.settimeout(DEADLINE_S)
+                    assert client.recv(1000) == b"pushed"
+                    assert answers(client)
+            site.allow()
+            for number, (client, accepted) in enumerate(pairs):
+                accepted.sendall(b"pushed")
+                client.settimeout(DEADLINE_S if number == 4 else CUT_WITHIN_S / 5)
+                with suppress(TimeoutError):
+                    assert client.recv(1000) == b"pushed"
+                    assert number == 4, "only what the instance asked of the world goes on"
+    finally:
+        in_world.close()
+
+
 def _flows_of(site: Site, address: str) -> list[str]:
-    flows = site.lab.namespace.call(lambda: list(Netfilter().flows()))
+    flows = site.lab.namespace.call(Netfilter().flows)
     return [str(flow) for flow in flows if address in (str(flow.source), str(flow.destination))]
