@@ -28,6 +28,9 @@ from appliance.world import World
 if TYPE_CHECKING:
     from appliance.bus.guard import Signer
 
+LOCAL = "local:"
+"""The URL of a lone node's bus."""
+
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -129,15 +132,15 @@ def open(  # noqa: A001 - it is called as bus.open
         hypervisor they are declared by who admits it; until then its connection is tried again.
     :raises ConfigError: a URL is none of a bus, or a file of ``tls`` cannot be used.
     """
-    chosen = list(urls) or [url.strip() for url in config.bus.url.split(",") if url.strip()]
+    chosen = list(urls) or urls_of(config)
     settings = {"attempts": config.bus.attempts, "lanes": config.bus.lanes}
-    if chosen == ["local:"]:
+    if chosen == [LOCAL]:
         from appliance.bus.local import LocalBus
 
         if store is None:
             raise ConfigError("The bus local: keeps its messages in the store; there is none.")
         return LocalBus(store, world, **settings)
-    for url in chosen:
+    for url in chosen or [""]:
         if not url.startswith(("amqp://", "amqps://")):
             raise ConfigError(
                 f"There is no bus for {without_password(url)!r}.",
@@ -155,6 +158,11 @@ def open(  # noqa: A001 - it is called as bus.open
         declares=declares,
         **settings,
     )
+
+
+def urls_of(config: Config) -> list[str]:
+    """Return the URLs of the setting ``bus.url``: brokers, or ``local:`` alone."""
+    return [url.strip() for url in config.bus.url.split(",") if url.strip()]
 
 
 def tls_context(files: TlsFiles) -> ssl.SSLContext:

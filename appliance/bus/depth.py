@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Sequence
 
@@ -11,6 +12,9 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from appliance.config import without_password
 from appliance.errors import Unavailable
+
+# What it would say is in the error, in one sentence.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 _DEADLINE_S = 10.0
 _NOT_FOUND = 404

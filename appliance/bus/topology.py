@@ -138,7 +138,7 @@ def permissions_of(node_id: str, *, is_control: bool) -> Permissions:
         topics=(
             TopicPermission(
                 exchange=EXCHANGE,
-                write=_any([*said, rf"call\.[a-z]+\.{own}"]),
+                write=_any(said),
                 read=_any(heard),
             ),
         ),

@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.access import Access, pass_access
-from appliance.cli.output import json_option, moment, print_json, print_table, say, size, span
+from appliance.cli.output import (
+    json_option,
+    moment,
+    print_json,
+    print_table,
+    say,
+    say_error,
+    size,
+    span,
+)
 
 if TYPE_CHECKING:
+    from appliance.bus.depth import Depth
     from appliance.store.outbox import Letter, Queue
 
 _SHOWN_ID = 8
@@ -27,21 +37,65 @@ _SHOWN_ERROR = 200
 def messages(access: Access, context: click.Context, as_json: bool) -> None:
     """Show the queues, how long the oldest message of each has waited, and the dead letters.
 
+    In a cluster what waits here is on its way to the message broker, which has queues of its own:
+    they are shown, too, with how many processes take from each.
+
     A dead letter is a message that was given up after its last attempt. It is kept with its error
     for as long as other history, and takes effect no more unless it is requeued.
     """
     if context.invoked_subcommand is not None:
         return
-    from appliance.store import outbox
+    from appliance.store import nodes, outbox
 
-    queues, letters = access.read(lambda tx: (outbox.queues(tx), outbox.dead_letters(tx)))
+    queues, letters, node_ids = access.read(
+        lambda tx: (
+            outbox.queues(tx),
+            outbox.dead_letters(tx),
+            [one.node_id for one in nodes.status(tx)],
+        )
+    )
+    depths = _at_broker(access, node_ids)
     if as_json:
-        print_json({"queues": queues, "dead_letters": letters})
+        print_json({"queues": queues, "broker": depths, "dead_letters": letters})
         return
     _show_queues(queues)
+    if depths is not None:
+        say("")
+        _show_depths(depths)
     if letters:
         say("")
         _show_letters(letters)
+
+
+def _at_broker(access: Access, node_ids: Sequence[str]) -> Sequence[Depth] | None:
+    """Return how full the broker's queues are; ``None`` without a broker, or when it is silent."""
+    from appliance import bus
+    from appliance.bus import topology
+    from appliance.cluster.membership import Membership
+    from appliance.errors import Unavailable
+
+    config = access.config
+    urls = bus.urls_of(config)
+    if urls == [bus.LOCAL]:
+        return None
+    from appliance.bus.depth import depths
+
+    member = Membership.of(config.state_dir)
+    names = [queue.name for queue in topology.shared_queues()]
+    names += [topology.node_queue(node_id).name for node_id in node_ids]
+    try:
+        return depths(urls, names, bus.tls_context(member.bus_tls) if member else None)
+    except Unavailable as error:
+        say_error(error.message)
+        return None
+
+
+def _show_depths(depths: Sequence[Depth]) -> None:
+    rows = [
+        (one.queue, "no queue" if one.messages is None else one.messages, one.consumers or 0)
+        for one in depths
+    ]
+    print_table(("at the broker", "waiting>", "taken by>"), rows, "")
 
 
 def _show_queues(queues: Sequence[Queue]) -> None:

@@ -18,7 +18,8 @@ def _taking(is_sqlite: bool) -> Executable:
         name: bindparam(name) for name in ("consumer", "message_id", "handled_at")
     }
     made = (sqlite_insert if is_sqlite else pg_insert)(handled).values(values)
-    return made.on_conflict_do_nothing()
+    # Not the count of rows: of an INSERT the drivers do not all tell it.
+    return made.on_conflict_do_nothing().returning(handled.c.message_id)
 
 
 _TAKE = {is_sqlite: _taking(is_sqlite) for is_sqlite in (True, False)}
@@ -27,4 +28,4 @@ _TAKE = {is_sqlite: _taking(is_sqlite) for is_sqlite in (True, False)}
 def take(tx: Transaction, consumer: str, message_id: str) -> bool:
     """Note that a message takes effect in this transaction; ``False`` when it did before."""
     values = {"consumer": consumer, "message_id": message_id, "handled_at": tx.now}
-    return tx.execute(_TAKE[tx.is_sqlite], values).rowcount == 1
+    return tx.execute(_TAKE[tx.is_sqlite], values).first() is not None

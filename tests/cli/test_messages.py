@@ -12,6 +12,7 @@ from appliance.messages import Wanted, encode
 from appliance.store.schema import audit, outbox
 from tests.chain.harness import wait_until
 from tests.cli.shell import Shell
+from tests.services.rabbitmq import VirtualHost
 
 DEAD = "0a1b2c3d-0000-4000-8000-000000000000"
 
@@ -37,7 +38,7 @@ def bury(shell: Shell) -> None:
 
 def test_nothing_waits(shell: Shell) -> None:
     assert shell.run("messages") == "No message waits.\n"
-    assert shell.json("messages") == {"queues": [], "dead_letters": []}
+    assert shell.json("messages") == {"queues": [], "broker": None, "dead_letters": []}
 
 
 def test_queues_and_dead_letters(shell: Shell) -> None:
@@ -79,3 +80,31 @@ def test_a_dead_letter_is_requeued_and_the_running_node_handles_it(running: Shel
     printed = running.run("messages", "requeue", DEAD)
     assert printed == f"Message {DEAD} waits for its handler again.\n"
     wait_until(lambda: running.json("messages")["queues"] == [], "the node has handled it")
+
+
+def test_queues_of_a_broker(shell: Shell, vhost: VirtualHost) -> None:
+    node_id = (shell.config.state_dir / "node_id").read_text().strip()
+    url = vhost.admit(node_id, is_control=True)
+    with shell.config_path.open("a") as settings:
+        settings.write(f'[bus]\nurl = "{url}"\n')
+    with vhost.channel() as channel:
+        channel.basic_publish("anynode", "cast.scheduler", b"{}")
+        wait_until(lambda: vhost.depth("scheduler") == 1, "it is there")
+    depths = {one["queue"]: one for one in shell.json("messages")["broker"]}
+    names = {"scheduler", "controller", "network", "dead", f"node.{node_id}"}
+    assert set(depths) == names
+    assert depths["scheduler"]["messages"] == 1
+    assert depths["controller"]["consumers"] == 0
+    lines = [line.split() for line in shell.run("messages").splitlines()]
+    assert ["scheduler", "1", "0"] in lines
+
+
+def test_a_broker_that_is_away_is_said(shell: Shell) -> None:
+    bury(shell)
+    with shell.config_path.open("a") as settings:
+        settings.write('[bus]\nurl = "amqp://c-n:secret@127.0.0.1:1/x"\n')
+    result = shell.try_run("messages")
+    assert result.exit_code == 0
+    assert "No message broker answers at amqp://" in result.stderr
+    assert "secret" not in result.output
+    assert "0a1b2c3d" in result.stdout
