@@ -81,10 +81,11 @@ def _at_broker(access: Access, node_ids: Sequence[str]) -> Sequence[Depth] | Non
     from appliance.bus.depth import depths
 
     member = Membership.of(config.state_dir)
+    tls = member.bus_tls if member else None
     names = [queue.name for queue in topology.shared_queues()]
     names += [topology.node_queue(node_id).name for node_id in node_ids]
     try:
-        return depths(urls, names, bus.tls_context(member.bus_tls) if member else None)
+        return depths(urls, names, bus.tls_context(tls) if tls else None)
     except Unavailable as error:
         say_error(error.message)
         return None
