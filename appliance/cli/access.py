@@ -46,14 +46,24 @@ class Access:
         return find_config(self.config_option)
 
     @cached_property
-    def config(self) -> Config:
-        """The settings.
+    def lone_config(self) -> Config:
+        """The settings of the file alone, without what a cluster has decided.
 
         :raises ConfigError: the file cannot be read or has a bad setting.
         """
         from appliance.config import load_config
 
         return load_config(self.config_path)
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings, in a cluster with what that has decided over them.
+
+        :raises ConfigError: the file cannot be read or has a bad setting.
+        """
+        from appliance.cluster.settings import overlay
+
+        return overlay(self.lone_config)
 
     @property
     def folder(self) -> Path:
@@ -77,8 +87,14 @@ class Access:
             store.close()
 
     def _check_store(self) -> None:
+        from appliance.cluster.settings import is_member
         from appliance.errors import ConfigError
 
+        if not self.config.store.url and is_member(self.config):
+            raise ConfigError(
+                "This node does not reach the store of its cluster.",
+                hint="Run the command on a node that does: `anynode status` lists the nodes there.",
+            )
         url = self.config.store_url
         if not url.startswith(_SQLITE):
             return

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from appliance import node_folders, node_process, seal
 from appliance.bus import topology
 from appliance.cluster import logins, services
+from appliance.cluster.decided import with_login
 from appliance.cluster.logins import Logins
 from appliance.cluster.management import Access, Management
 from appliance.cluster.membership import folder_of
@@ -468,15 +469,6 @@ def driver_url(url: str) -> str:
 def with_authority(url: str, authority: Path) -> str:
     """Return a store's URL with the certificate that its server is checked against."""
     return f"{url}{'&' if '?' in url else '?'}sslrootcert={quote(str(authority))}"
-
-
-def with_login(urls: str, name: str, password: str) -> str:
-    """Return a broker's URLs, commas between, with a login in place of theirs."""
-    login = f"{quote(name, safe='')}:{quote(password, safe='')}"
-    return ",".join(
-        urlunsplit(parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}"))
-        for parts in map(urlsplit, urls.split(","))
-    )
 
 
 def _check_store_url(url: str) -> None:

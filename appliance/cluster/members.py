@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -49,6 +49,11 @@ class MemberList:
     def on_change(self, listener: Callable[[Members], None]) -> None:
         """Call ``listener`` with each new list."""
         self._listeners.append(listener)
+
+    @property
+    def revoked(self) -> Collection[str]:
+        """The serial numbers, hexadecimal, of certificates that no longer count."""
+        return self._current.revoked
 
     def get(self, node_id: str) -> Member | None:
         """Return a member; ``None`` when there is none of that id."""

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from appliance.bus import TlsFiles
+from appliance.cluster import settings as cluster_settings
 from appliance.cluster.members import MemberList
+from appliance.cluster.settings import folder_of as folder_of
+from appliance.cluster.signatures import NodeSigner
 from appliance.config import Config
 from appliance.errors import ConfigError
 from appliance.model import Member
@@ -28,11 +31,6 @@ MEMBER_ROLE = "member"
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def folder_of(state_dir: Path) -> Path:
-    """Return the folder of what makes a node a member."""
-    return state_dir / "cluster"
-
-
 class Membership:
     """A node among others.
 
@@ -45,6 +43,7 @@ class Membership:
         self.members = MemberList(folder / MEMBERS)
         self.doors: dict[str, WsgiApp] = {}
         self.open_doors: set[str] = set()
+        self._signer = NodeSigner(folder, lambda: self.members.revoked)
         self._contexts: dict[int, tuple[int, ssl.SSLContext]] = {}
 
     @classmethod
@@ -54,8 +53,11 @@ class Membership:
         return cls(folder) if (folder / CERTIFICATE).exists() else None
 
     @property
-    def bus_tls(self) -> TlsFiles:
-        """How a broker is met."""
+    def bus_tls(self) -> TlsFiles | None:
+        """How a broker is met that the cluster's authority vouches for; ``None`` for others."""
+        is_told = (self.folder / cluster_settings.SETTINGS).exists()
+        if is_told and not cluster_settings.read(self.folder).bus_is_ours:
+            return None
         return TlsFiles(authority=self.folder / AUTHORITY)
 
     def settings_of(self, config: Config, own: Member | None) -> Config:
@@ -72,9 +74,9 @@ class Membership:
         return msgspec.structs.replace(config, node=node)
 
     @property
-    def signer(self) -> Signer | None:
+    def signer(self) -> Signer:
         """What signs messages and checks the signatures of others."""
-        return None
+        return self._signer
 
     def client_context(self) -> ssl.SSLContext:
         """Return what the node meets the peer services of others with: its newest certificate.

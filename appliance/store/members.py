@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select, update
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, insert, select, update
 
 from appliance.bus.topology import MEMBER_TOPIC
+from appliance.cluster import certificates
+from appliance.cluster.certificates import Identity
 from appliance.messages import GetMembers, Members, MembersChanged
 from appliance.model import Member
-from appliance.store import Transaction
+from appliance.store import Transaction, cluster_facts
 from appliance.store.schema import cluster, node_status, nodes, revoked_certificates
 
 _KEY = "members_revision"
+_SUPERSEDED = "superseded:"
 _REVISION = select(cluster.c.value).where(cluster.c.key == _KEY)
 _MEMBERS = (
     select(nodes, node_status.c.is_up)
@@ -40,6 +46,77 @@ def changed(tx: Transaction) -> int:
     return new
 
 
+def certify(
+    tx: Transaction, node_id: str, *, certificate: str, is_control: bool, address: str = ""
+) -> None:
+    """Write a node's new certificate, PEM, and its kind; the list has changed then.
+
+    :param address: of its peer service, ``host:port``; empty: the one that is known.
+    """
+    values = {"certificate": certificate, "is_control": is_control}
+    if address:
+        values["address"] = address
+    tx.execute(update(nodes).where(nodes.c.id == node_id).values(**values))
+
+
+def revoke(tx: Transaction, serial: str, node_id: str, ends_at: float) -> None:
+    """List a certificate as revoked; the list has changed then. Safe to repeat.
+
+    :param serial: hexadecimal, as in the list.
+    :param ends_at: when the certificate ends by itself, and need no longer be listed.
+    """
+    known = select(revoked_certificates.c.serial).where(revoked_certificates.c.serial == serial)
+    if tx.execute(known).first() is None:
+        tx.execute(
+            insert(revoked_certificates).values(
+                serial=serial, node_id=node_id, revoked_at=tx.now, expires_at=ends_at
+            )
+        )
+
+
+def expel(tx: Transaction, node_id: str) -> None:
+    """Take a node out of the cluster, all its certificates with it; the list has changed then."""
+    member = find(tx, node_id)
+    if member is None:
+        return
+    tx.execute(update(nodes).where(nodes.c.id == node_id).values(removed_at=tx.now))
+    revoke_superseded(tx, node_id)
+    if member.certificate:
+        identity = certificates.identity_of(certificates.read_certificate(member.certificate))
+        revoke(tx, identity.serial, node_id, identity.ends_at)
+
+
+def supersede(tx: Transaction, identity: Identity) -> None:
+    """Remember a certificate that another takes the place of, until its node has that one."""
+    known = _superseded(tx, identity.node_id)
+    if identity not in known:
+        text = msgspec.json.encode([*known, identity]).decode()
+        cluster_facts.put(tx, _SUPERSEDED + identity.node_id, text)
+
+
+def revoke_superseded(tx: Transaction, node_id: str) -> bool:
+    """Revoke the certificates of a node that others took the place of; say whether any was.
+
+    The list has changed then.
+    """
+    known = _superseded(tx, node_id)
+    for identity in known:
+        revoke(tx, identity.serial, node_id, identity.ends_at)
+    cluster_facts.remove(tx, _SUPERSEDED + node_id)
+    return bool(known)
+
+
+def _superseded(tx: Transaction, node_id: str) -> list[Identity]:
+    text = cluster_facts.find(tx, _SUPERSEDED + node_id)
+    return msgspec.json.decode(text, type=list[Identity]) if text else []
+
+
+def find(tx: Transaction, node_id: str) -> Member | None:
+    """Return a member; ``None`` when there is none of that id, or it was removed."""
+    row = tx.execute(_MEMBERS.where(nodes.c.id == node_id)).first()
+    return None if row is None else _member(row)
+
+
 def answer(tx: Transaction, question: GetMembers) -> Members:
     """Answer who is in the cluster; without members when the asker knows that already."""
     current = revision(tx)
@@ -50,18 +127,19 @@ def answer(tx: Transaction, question: GetMembers) -> Members:
     )
     return Members(
         revision=current,
-        members=tuple(
-            Member(
-                node_id=row.id,
-                name=row.name,
-                zone=row.zone,
-                address=row.address,
-                roles=tuple(row.roles.split()),
-                is_control=row.is_control,
-                certificate=row.certificate,
-                is_up=bool(row.is_up),
-            )
-            for row in tx.execute(_MEMBERS)
-        ),
+        members=tuple(_member(row) for row in tx.execute(_MEMBERS)),
         revoked=tuple(sorted(tx.execute(serials).scalars())),
+    )
+
+
+def _member(row: Row[Any]) -> Member:
+    return Member(
+        node_id=row.id,
+        name=row.name,
+        zone=row.zone,
+        address=row.address,
+        roles=tuple(row.roles.split()),
+        is_control=row.is_control,
+        certificate=row.certificate,
+        is_up=bool(row.is_up),
     )
