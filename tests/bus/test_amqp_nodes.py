@@ -374,3 +374,19 @@ def test_late_questions_are_not_asked_and_late_answers_dropped(places: Places) -
     may_answer.set()
     assert node.call("controller", question, Members, DEADLINE_S) == Members(revision=1)
     assert places.vhost.depth("dead") == 0
+
+
+def test_an_unsigned_order_fails_no_instance_on_a_control_node(places: Places) -> None:
+    """A control node that has instances keeps what it refused, and the controller hears nothing."""
+    control, thief = places.control(), places.control("n9", is_signed=False)
+    orders, letters = Listener(), Listener()
+    serve(control, f"compute.{CONTROL}", casts={Order: orders})
+    serve(control, "controller", casts={DeadLetter: letters, Wanted: letters})
+    control.start()
+    thief.start()
+    thief.cast(f"compute.{CONTROL}", ORDER)
+    store = places.store()
+    wait_until(lambda: len(dead(store)) == 1, "a dead letter")
+    thief.cast("controller", Wanted(instance_id="i-last"))
+    assert letters.wait_for(1) == [Wanted(instance_id="i-last")]
+    assert orders.heard == []
