@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from appliance import run
+from appliance.cluster.membership import Membership
 from appliance.config import Config
 from appliance.ec2_client import endpoint_of
 from appliance.errors import CommandFailed, Unavailable
@@ -36,7 +37,7 @@ _SHOWN_CHARACTERS = 2000
 class NodeProcess(Struct, frozen=True, kw_only=True):
     """A node's process. ``started_ticks`` is the start in clock ticks since boot.
 
-    ``is_up`` says that all roles have started; ``endpoint`` is empty without the ``api`` role.
+    ``is_up`` says that all roles have started; ``endpoint`` is empty where EC2 is not answered.
     """
 
     pid: int
@@ -208,6 +209,8 @@ def this_process(config: Config, config_path: Path | None, log_file: Path | None
     """Return what a node writes down of its own process."""
     from importlib.metadata import version
 
+    # In a cluster a node without the role hands calls on.
+    answers_ec2 = "api" in config.node.roles or Membership.of(config.state_dir) is not None
     return NodeProcess(
         pid=os.getpid(),
         started_ticks=start_ticks(os.getpid()),
@@ -215,5 +218,5 @@ def this_process(config: Config, config_path: Path | None, log_file: Path | None
         version=version("anynode"),
         config_path=str(config_path.absolute()) if config_path else "",
         log_path=str(log_file or ""),
-        endpoint=endpoint_of(config) if "api" in config.node.roles else "",
+        endpoint=endpoint_of(config) if answers_ec2 else "",
     )

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.access import Access, pass_access
+from appliance.cli.node import described, print_problems, role_words, state_words
 from appliance.cli.output import json_option, print_json, print_table, say, span
 
 if TYPE_CHECKING:
-    from appliance.model import NodeView
     from appliance.node_process import NodeProcess
     from appliance.store import Transaction
-    from appliance.store.nodes import NodeStatus
 
 
 @click.command("status", short_help="Say whether the node runs, and how it is.")
@@ -33,12 +32,12 @@ def status(context: click.Context, access: Access, as_json: bool) -> None:
         "process": process,
         "config_path": str(access.config_path or ""),
         "versions": _versions(),
-        **access.read(_cluster),
+        **(access.read(_from_store) if _reaches_store(access) else _from_members(access)),
     }
     if as_json:
         print_json(found)
     else:
-        _show(access, process, found)
+        _show(process, found)
     context.exit(0 if process else 1)
 
 
@@ -48,40 +47,53 @@ def _versions() -> dict[str, str]:
     return {"anynode": version("anynode"), "python": platform.python_version()}
 
 
-def _cluster(tx: Transaction) -> dict[str, Any]:
-    from appliance.store import nodes, overview
+def _reaches_store(access: Access) -> bool:
+    from appliance.cluster.membership import Membership
+    from appliance.role import STORE_ROLES
 
-    views = {view.node_id: view for view in nodes.views(tx)}
+    is_alone = Membership.of(access.config.state_dir) is None
+    return is_alone or bool(STORE_ROLES.intersection(access.config.node.roles))
+
+
+def _from_store(tx: Transaction) -> dict[str, Any]:
+    from appliance.store import overview
+
     return {
-        "nodes": [_node(one, views.get(one.node_id), tx.now) for one in nodes.status(tx)],
+        "source": "store",
+        "nodes": described(tx),
         "instances": overview.count_states(tx),
         "queue": overview.queue_depth(tx),
     }
 
 
-def _node(one: NodeStatus, view: NodeView | None, now: float) -> dict[str, Any]:
-    capacity = one.capacity
+def _from_members(access: Access) -> dict[str, Any]:
+    """Return what a node without the store knows of its cluster: the last list of members."""
+    from appliance.cluster.membership import Membership
+    from appliance.messages import Members
+
+    membership = Membership.of(access.config.state_dir)
+    current = membership.members.current if membership else Members(revision=-1)
     return {
-        "node_id": one.node_id,
-        "name": one.name,
-        "zone": one.zone,
-        "roles": list(one.roles),
-        "is_up": one.is_up,
-        "silent_s": round(now - one.seen_at, 1) if one.seen_at else None,
-        "hypervisor": capacity.hypervisor if capacity else "",
-        "accelerator": capacity.accelerator if capacity else "",
-        "load_1m": capacity.load_1m if capacity else None,
-        "vcpus": view.vcpus if view else 0,
-        "vcpus_claimed": view.vcpus_claimed if view else 0,
-        "memory_mib": view.memory_mib if view else 0,
-        "memory_claimed_mib": view.memory_claimed_mib if view else 0,
-        "disk_gib": view.disk_gib if view else 0,
-        "disk_claimed_gib": view.disk_claimed_gib if view else 0,
-        "instances": view.instances if view else 0,
+        "source": "members",
+        "revision": current.revision,
+        "nodes": [
+            {
+                "node_id": one.node_id,
+                "name": one.name,
+                "zone": one.zone,
+                "address": one.address,
+                "roles": list(one.roles),
+                "is_control": one.is_control,
+                "is_up": one.is_up,
+            }
+            for one in current.members
+        ],
+        "instances": None,
+        "queue": None,
     }
 
 
-def _show(access: Access, process: NodeProcess | None, found: dict[str, Any]) -> None:
+def _show(process: NodeProcess | None, found: dict[str, Any]) -> None:
     where = found["config_path"] or "the defaults"
     if process is None:
         say(f"No node runs (settings: {where}). `anynode run --detach` starts one.")
@@ -94,30 +106,49 @@ def _show(access: Access, process: NodeProcess | None, found: dict[str, Any]) ->
         say(f"EC2        {process.endpoint or 'not served here'}")
         say(f"Log        {process.log_path or 'standard error'}")
         say(f"Settings   {where}")
+    if found["source"] == "members":
+        _show_members(found)
+        return
     counts = found["instances"]
     text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     say(f"Instances  {text or 'none'}")
     queue = found["queue"]
     say(f"Messages   {queue.pending} pending, {queue.dead} dead")
     say("")
+    is_alone = len(found["nodes"]) == 1
     rows = [
         (
             one["name"],
             one["zone"],
-            ("up" if one["is_up"] else "down") if process else "not running",
+            state_words(one) if process or not is_alone else "not running",
             accelerator_words(one["accelerator"]),
+            "" if one["load_1m"] is None else f"{one['load_1m']:.2f}",
+            str(one["instances"]),
             f"{one['vcpus_claimed']} of {one['vcpus']}",
             f"{one['memory_claimed_mib']:,} of {one['memory_mib']:,}",
             f"{one['disk_claimed_gib']:,} of {one['disk_gib']:,}",
-            " ".join(one["roles"]),
+            role_words(one),
         )
         for one in found["nodes"]
     ]
-    print_table(
-        ("node", "zone", "state", "runs on", "vcpus", "memory MiB", "disk GiB", "roles"),
-        rows,
-        "No node has joined yet.",
-    )
+    head = ("node", "zone", "state", "runs on", "load", "instances", "vcpus", "memory MiB")
+    print_table((*head, "disk GiB", "roles"), rows, "No node has joined yet.")
+    print_problems(found["nodes"])
+
+
+def _show_members(found: dict[str, Any]) -> None:
+    say("")
+    rows = [
+        (one["name"], one["zone"], "up" if one["is_up"] else "down", " ".join(one["roles"]))
+        for one in found["nodes"]
+    ]
+    print_table(("node", "zone", "state", "roles"), rows, "The cluster has not been heard yet.")
+    knowing = [one["name"] for one in found["nodes"] if one["is_control"]]
+    if knowing:
+        say(
+            f"This node does not reach the store. Instances, load and messages: `anynode status` "
+            f"on {' or '.join(knowing)}."
+        )
 
 
 def accelerator_words(accelerator: str) -> str:

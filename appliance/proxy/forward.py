@@ -8,13 +8,13 @@ import logging
 import select
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl
 
 from appliance.api import policy
+from appliance.cluster.authority import server_name
 from appliance.errors import InputError, Unavailable
 from appliance.model import HttpRequest, Member
 from appliance.proxy import PREFIX, SOURCE
@@ -62,6 +62,23 @@ class _Kept:
 
     lines: dict[str, list[_Line]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """A connection to one member, which its certificate must name: others' are as good as its own.
+
+    :param name: by which the member's certificate is met, wherever the member is.
+    """
+
+    def __init__(self, host: str, port: int, name: str, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=CONNECT_S, context=context)
+        self._name = name
+        self._tls = context
+
+    def connect(self) -> None:
+        """Connect, and see that it is the member."""
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name)
 
 
 class _UnansweredError(Exception):
@@ -160,12 +177,11 @@ class Forwarder:
         nobody can tell whether what was sent has arrived.
         """
         host, _, port = member.address.rpartition(":")
-        connection = http.client.HTTPSConnection(
-            host.strip("[]"), int(port), timeout=CONNECT_S, context=self._context()
+        connection = _Connection(
+            host.strip("[]"), int(port), server_name(member.node_id), self._context()
         )
         try:
             connection.connect()
-            _check_peer(connection, member)
         except BaseException:
             connection.close()
             raise
@@ -260,14 +276,6 @@ def _write(connection: http.client.HTTPSConnection, request: HttpRequest) -> Non
         connection.close()
         raise InputError(f"The request cannot be handed on: {error}.") from error
     connection.endheaders(request.body)
-
-
-def _check_peer(connection: http.client.HTTPSConnection, member: Member) -> None:
-    """Make sure that it is the member itself: another node's certificate is as good as its own."""
-    certificate: Mapping[str, Any] = connection.sock.getpeercert() or {}
-    names = [pair for part in certificate.get("subject", ()) for pair in part]
-    if ("commonName", member.node_id) not in names:
-        raise ssl.SSLError(f"Another node than {member.name} answers at {member.address}.")
 
 
 def _has_news(connection: http.client.HTTPSConnection) -> bool:

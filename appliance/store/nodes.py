@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import bindparam, insert, select, update
 
+from appliance.errors import NotFound
 from appliance.model import NodeCapacity, NodeView
 from appliance.store import Transaction
 from appliance.store.schema import node_claims, node_status, nodes
@@ -246,3 +247,16 @@ def status(tx: Transaction) -> list[NodeStatus]:
         )
         for row in tx.execute(query)
     ]
+
+
+def match(tx: Transaction, name: str) -> NodeStatus:
+    """Return a node by its name or its id.
+
+    :raises NotFound: there is none; the hint names those that there are.
+    """
+    known = status(tx)
+    for node in known:
+        if name in (node.name, node.node_id):
+            return node
+    names = ", ".join(node.name for node in known)
+    raise NotFound(f"There is no node {name!r}.", hint=f"There are {names}.")

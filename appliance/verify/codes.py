@@ -224,6 +224,12 @@ NOT_RUNNING = _warning(
     "N1.NOT_RUNNING", "The node's process does not run; its instances may.", "`anynode run`."
 )
 SILENT = _error("N1.SILENT", "The node runs and has not been heard of.", "See its log; restart it.")
+ROLES_MEET = _warning(
+    "N1.ROLES_MEET",
+    "The node has instances of others and the login of the store: who breaks out of one has both.",
+    "Give the store's roles to nodes without instances: `anynode role add ROLE --node OTHER`, "
+    "then `anynode role remove ROLE --node THIS`.",
+)
 UNGUARDED = _warning(
     "N2.UNGUARDED",
     "The firewall does not drop what unknown taps send.",

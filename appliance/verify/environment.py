@@ -15,6 +15,7 @@ from appliance.errors import AnynodeError
 from appliance.hooks import Observers
 from appliance.model import Finding
 from appliance.plugin_loader import quiet_loader_of
+from appliance.role import STORE_ROLES
 from appliance.store import Transaction, sqlite_path
 from appliance.store import facts as store_facts
 from appliance.verify import codes, services
@@ -55,6 +56,11 @@ def _node(config: Config, facts: Facts) -> Iterator[Finding]:
     if "compute" in config.node.roles and silent_s > SILENCE_S:
         text = f"The node has not been heard of for {silent_s:.0f} s."
         yield codes.SILENT.found(config.node_name, text)
+    meeting = sorted(STORE_ROLES.intersection(config.node.roles))
+    is_alone = config.bus.url == "local:" or len(facts.store.seen_at) < 2
+    if "compute" in config.node.roles and meeting and not is_alone:
+        text = f"compute and {', '.join(meeting)} are on one node of a cluster."
+        yield codes.ROLES_MEET.found(config.node_name, text)
 
 
 def _firewall(config: Config, facts: Facts) -> Iterator[Finding]:

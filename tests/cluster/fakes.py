@@ -31,11 +31,12 @@ import pytest
 from botocore.config import Config as ClientConfig
 
 from appliance import node_process, seal
-from appliance.cluster.membership import folder_of
+from appliance.cluster import settings
+from appliance.cluster.settings import MemberSettings
 from appliance.config import CONFIG_NAME, Config, load_config
 from appliance.image_import import Wanted, import_image
 from appliance.sandbox import toml_of
-from appliance.store import Store, Transaction, identity, members, nodes, schema
+from appliance.store import Store, Transaction, identity, members, nodes
 from appliance.store import setup as store_setup
 from appliance.store.images import MACHINE
 from appliance.store.nodes import Node as NodeRow
@@ -71,8 +72,8 @@ class FakeNode:
 
     @property
     def config(self) -> Config:
-        """The node's settings, as its file has them."""
-        return load_config(self.folder / CONFIG_NAME)
+        """The node's settings, with what the cluster has decided over them."""
+        return settings.overlay(load_config(self.folder / CONFIG_NAME))
 
     @property
     def endpoint(self) -> str:
@@ -207,31 +208,43 @@ class FakeCluster:
         )
         self.nodes[name] = node
         (folder / "state" / "node_id").write_text(f"{node.node_id}\n", encoding="ascii")
-        self._authority.write_node(folder_of(folder / "state"), node.node_id)
-        self._write_settings(node, roles)
-        self._enlist(node, roles)
+        is_control = bool({*roles} & {*CONTROL_ROLES})
+        certificate = self._authority.write_node(
+            settings.folder_of(folder / "state"), node.node_id, is_control=is_control
+        )
+        self._write_settings(node)
+        if is_control:
+            path = seal.key_path(folder / "state")
+            path.write_bytes(self._seal_path.read_bytes())
+            path.chmod(0o600)
+        self._write_membership(node, roles, is_control)
+        self._enlist(node, roles, certificate, is_control)
         return node
 
-    def _write_settings(self, node: FakeNode, roles: Sequence[str]) -> None:
-        is_control = bool({*roles} & {*CONTROL_ROLES})
-        if is_control:
-            seal.key_path(node.folder / "state").write_bytes(self._seal_path.read_bytes())
-            seal.key_path(node.folder / "state").chmod(0o600)
+    def _write_membership(self, node: FakeNode, roles: Sequence[str], is_control: bool) -> None:
+        told = MemberSettings(
+            node_id=node.node_id,
+            node_name=node.name,
+            zone=node.zone,
+            roles=tuple(roles),
+            is_control=is_control,
+            address="127.0.0.1",
+            port=node.peer_port,
+            bus_url=self.vhost.admit(node.node_id, is_control=is_control),
+            bus_is_ours=False,
+            store_url=self.store_url if is_control else "",
+            store_is_ours=False,
+        )
+        settings.write(settings.folder_of(node.folder / "state"), told)
+
+    def _write_settings(self, node: FakeNode) -> None:
         usual: dict[str, dict[str, Any]] = {
             "node": {
-                "name": node.name,
                 "region": REGION,
-                "zone": node.zone,
-                "roles": list(roles),
                 "state_dir": str(node.folder / "state"),
                 "run_dir": str(node.folder / "run"),
             },
-            "cluster": {"address": "127.0.0.1", "port": node.peer_port},
-            "store": {"url": self.store_url} if is_control else {},
-            "bus": {
-                "url": self.vhost.admit(node.node_id, is_control=is_control),
-                "call_deadline_s": 5.0,
-            },
+            "bus": {"call_deadline_s": 5.0},
             "api": {"port": node.ec2_port},
             "controller": {"sweep_every_s": 0.5, "progress_s": 3.0},
             "network": {"type": "fake", "metadata": False, "address_quarantine_s": 0.0},
@@ -255,20 +268,20 @@ class FakeCluster:
         }
         (node.folder / CONFIG_NAME).write_text(toml_of(merged), encoding="utf-8")
 
-    def _enlist(self, node: FakeNode, roles: Sequence[str]) -> None:
+    def _enlist(
+        self, node: FakeNode, roles: Sequence[str], certificate: str, is_control: bool
+    ) -> None:
         row = NodeRow(node_id=node.node_id, name=node.name, zone=node.zone, roles=tuple(roles))
 
         def write(tx: Transaction) -> None:
             store_setup.prepare(tx, node.config)
             store_setup.join(tx, row)
-            known = schema.nodes
-            tx.execute(
-                known.update()
-                .where(known.c.id == node.node_id)
-                .values(
-                    address=f"127.0.0.1:{node.peer_port}",
-                    is_control=bool({*roles} & {*CONTROL_ROLES}),
-                )
+            members.certify(
+                tx,
+                node.node_id,
+                certificate=certificate,
+                is_control=is_control,
+                address=f"127.0.0.1:{node.peer_port}",
             )
             members.changed(tx)
 

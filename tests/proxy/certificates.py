@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
+import time
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from appliance.cluster import certificates
+from appliance.cluster.authority import Authority
 from appliance.cluster.membership import AUTHORITY, CERTIFICATE, KEY
 
 
@@ -22,66 +18,42 @@ class TestAuthority:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.serials: dict[str, int] = {}
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("authority")
-        self.path = folder / "authority.pem"
-        self.path.write_bytes(_pem(self._sign(self._name, self._key, is_authority=True)))
+        self.authority = Authority.make(time.time())
+        self.serials: dict[str, str] = {}
+        self.path = folder / AUTHORITY
+        self.path.write_text(self.authority.text, encoding="ascii")
 
-    def _sign(
-        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_authority: bool = False
-    ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        )
-        if not is_authority:
-            address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-            builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
-
-    def certify(self, node_id: str) -> tuple[bytes, bytes]:
+    def certify(self, node_id: str, *, is_control: bool = True) -> tuple[bytes, str]:
         """Return a new key of a node and its certificate, both PEM."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(_name(node_id), key)
-        self.serials[node_id] = certificate.serial_number
-        text = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+        key = certificates.make_key()
+        certificate = self.authority.certify(
+            key.public_key(),
+            node_id,
+            is_control=is_control,
+            addresses=["127.0.0.1"],
+            now=time.time(),
         )
-        return text, _pem(certificate)
+        self.serials[node_id] = certificates.identity_of(certificate).serial
+        return certificates.key_text(key), certificates.text_of(certificate)
 
-    def write_node(self, folder: Path, node_id: str) -> None:
-        """Write what makes a node a member into its folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        key, certificate = self.certify(node_id)
+    def write_node(self, folder: Path, node_id: str, *, is_control: bool = True) -> str:
+        """Write what makes a node a member into its folder; return its certificate."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key, certificate = self.certify(node_id, is_control=is_control)
         (folder / AUTHORITY).write_bytes(self.path.read_bytes())
         (folder / KEY).write_bytes(key)
-        (folder / CERTIFICATE).write_bytes(certificate)
+        (folder / KEY).chmod(0o600)
+        (folder / CERTIFICATE).write_text(certificate, encoding="ascii")
+        return certificate
 
     def context(self, node_id: str, *, is_server: bool) -> ssl.SSLContext:
         """Return what a node proves its membership with, and checks that of others."""
         key, certificate = self.certify(node_id)
         path = self._folder / f"{node_id}.pem"
-        path.write_bytes(key + certificate)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+        path.write_bytes(key + certificate.encode())
+        side = ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT
+        context = ssl.SSLContext(side)
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(self.path)
         context.load_cert_chain(path)
         return context
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
