@@ -25,7 +25,12 @@ def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
         timeline.record(tx, message.entries)
         instance = instances.get(tx, message.instance_id)
         placement = placements.find(tx, message.instance_id, message.epoch)
-        if instance and placement and placement.node_id == message.node_id:
+        if (
+            instance
+            and placement
+            and placement.is_active
+            and (placement.node_id == message.node_id)
+        ):
             _apply(parts, tx, message, instance, placement)
         if message.state != "pending":
             confirmation = ReportConfirmed(
@@ -98,6 +103,10 @@ def _is_its_end(tx: Transaction, message: Report) -> bool:
 
 def _gone(parts: NodeParts, tx: Transaction, message: Report, instance: Instance) -> None:
     """Decide what follows when nothing of an instance is left on its node."""
+    if instance.state is InstanceState.TERMINATED:
+        # It was said to have ended while its node was silent.
+        instances.release(tx, instance.instance_id)
+        return
     if instance.desired is Desired.TERMINATED:
         instances.terminated(tx, instance, None)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from appliance.bus import Delivery
-from appliance.controller import reports
+from appliance.controller import lost, reports
 from appliance.controller.settle import Action, Held, next_action, order_for_holding
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import (
@@ -30,6 +30,7 @@ from appliance.store import (
     history,
     instances,
     launches,
+    leases,
     members,
     nodes,
     placements,
@@ -40,6 +41,11 @@ from appliance.store.placements import Placement
 
 log = logging.getLogger(__name__)
 api_versions = frozenset({1})
+
+LEASE_SWEEPS = 3
+"""Sweeps that the controller which sweeps may miss before another does."""
+
+SHORTEST_LEASE_S = 3.0
 
 
 def create(settings: NoSettings, context: PluginContext) -> object:
@@ -277,9 +283,8 @@ class Sweeper:
         """Order again what has stood still, and give up a launch that goes on doing so."""
         settings = self._parts.config.controller
         store = self._parts.need_store()
-        down = store.transaction(lambda tx: nodes.mark_silent_down(tx, settings.node_silence_s))
-        for node_id in down:
-            log.warning("node %s is down: silent for %g s", node_id, settings.node_silence_s)
+        if not store.transaction(self._look_at_nodes):
+            return  # Another controller sweeps.
         since = self._parts.world.clock.now() - settings.progress_s
         still = store.read(lambda tx: instances.without_progress(tx, since))
         now = self._parts.world.clock.monotonic()
@@ -294,6 +299,21 @@ class Sweeper:
             self._ordered_at[instance.instance_id] = now
             log.info("instance %s shows no progress in %s", instance.instance_id, instance.state)
             store.transaction(lambda tx, i=instance: self._move_on(tx, i, since))  # type: ignore[misc]
+
+    def _look_at_nodes(self, tx: Transaction) -> bool:
+        """Find nodes that are down, and help what waits for them; ``False``: it is not our turn."""
+        settings = self._parts.config.controller
+        lease_s = max(LEASE_SWEEPS * settings.sweep_every_s, SHORTEST_LEASE_S)
+        if not leases.take(tx, "sweep", self._parts.node_id, lease_s):
+            return False
+        well_for_s = self._parts.bus.well_for_s()
+        for node_id in nodes.mark_silent_down(tx, settings.node_silence_s, well_for_s):
+            log.warning("node %s is down: silent for %g s", node_id, settings.node_silence_s)
+        for instance_id in lost.place_anew(tx):
+            log.info("instance %s is placed anew: its node is down", instance_id)
+        for instance_id in lost.end_away(tx):
+            log.info("instance %s has ended as far as is known: its node is down", instance_id)
+        return True
 
     def _move_on(self, tx: Transaction, seen: Instance, since: float) -> None:
         instance = instances.get(tx, seen.instance_id)

@@ -153,7 +153,8 @@ def _refuse(tx: Transaction, waiting: Waiting, choice: Decision, min_count: int)
         # What failed on a node says more than that no other node is left.
         failed = instance.reason
         reason = Reason(code=failed.code, message=f"{failed.message} No other node: {message}")
-    if waiting.kept:
+    if waiting.kept or placements.was_fenced(tx, instance.instance_id):
+        # What is left of one whose node died is its id and its addresses: for a later start.
         instances.stopped(tx, instance, reason)
     else:
         instances.terminated(tx, instance, reason)

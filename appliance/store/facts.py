@@ -48,6 +48,7 @@ class InstanceRow:
     has_reason: bool
     progress_at: float
     image_ids: tuple[str, ...]
+    was_fenced: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -168,6 +169,8 @@ def read(tx: Transaction) -> StoreFacts:
 
 
 def _instances(tx: Transaction) -> list[InstanceRow]:
+    query = select(placements.c.instance_id).where(placements.c.phase == Phase.FENCED.value)
+    fenced = set(tx.execute(query).scalars())
     return [
         InstanceRow(
             instance_id=row.id,
@@ -182,6 +185,7 @@ def _instances(tx: Transaction) -> list[InstanceRow]:
             has_reason=bool(row.reason_code or row.transition_reason),
             progress_at=row.progress_at,
             image_ids=tuple(i for i in (row.image_id, row.kernel_id, row.ramdisk_id) if i),
+            was_fenced=row.id in fenced,
         )
         for row in tx.execute(select(instances))
     ]

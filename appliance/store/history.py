@@ -67,7 +67,7 @@ def _is_expired(now: float) -> ColumnElement[bool]:
 def _is_replaced(old: float) -> ColumnElement[bool]:
     newer = placements.alias("newer")
     return and_(
-        placements.c.phase == Phase.GONE.value,
+        placements.c.phase.in_((Phase.GONE.value, Phase.FENCED.value)),
         placements.c.changed_at < old,
         exists().where(
             newer.c.instance_id == placements.c.instance_id, newer.c.epoch > placements.c.epoch

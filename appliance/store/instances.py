@@ -26,6 +26,7 @@ from appliance.store.schema import (
     block_devices,
     images,
     instances,
+    node_status,
     nodes,
     port_groups,
     ports,
@@ -228,6 +229,23 @@ def _reason_columns(reason: Reason | None) -> dict[str, object]:
 
 def terminated(tx: Transaction, instance: Instance, reason: Reason | None) -> bool:
     """End an instance with its ports, addresses and quota; ``False`` when it had ended before."""
+    if not _terminated(tx, instance, reason, node_id=None):
+        return False
+    release(tx, instance.instance_id)
+    return True
+
+
+def terminated_away(tx: Transaction, instance: Instance, reason: Reason | None) -> bool:
+    """End an instance whose node is silent: it may run on, so it keeps its ports and addresses.
+
+    :func:`release` frees them once its copy is known to be gone.
+    """
+    return _terminated(tx, instance, reason, node_id=instance.node_id)
+
+
+def _terminated(
+    tx: Transaction, instance: Instance, reason: Reason | None, *, node_id: str | None
+) -> bool:
     statement = (
         update(instances)
         .where(
@@ -239,17 +257,60 @@ def terminated(tx: Transaction, instance: Instance, reason: Reason | None) -> bo
             desired=Desired.TERMINATED.value,
             terminated_at=tx.now,
             progress_at=tx.now,
-            node_id=None,
+            node_id=node_id,
             **_reason_columns(reason),
         )
     )
     if tx.execute(statement).rowcount != 1:
         return False
-    release_ports(tx, instance.instance_id)
-    _remove_disks(tx, instance.instance_id)
     quotas.uncount(tx, instance.instance_id)
     quotas.give_back(tx, instance.project_id, "instances", 1)
     return True
+
+
+def release(tx: Transaction, instance_id: str) -> None:
+    """Free what an instance that has ended still had: ports, addresses, disks. Safe to repeat."""
+    release_ports(tx, instance_id)
+    _remove_disks(tx, instance_id)
+    tx.execute(update(instances).where(instances.c.id == instance_id).values(node_id=None))
+
+
+def ending_on_down_nodes(tx: Transaction) -> list[Instance]:
+    """Return instances that are shutting down on nodes that are down."""
+    query = (
+        select(instances)
+        .join(node_status, node_status.c.node_id == instances.c.node_id)
+        .where(
+            instances.c.state == InstanceState.SHUTTING_DOWN.value,
+            node_status.c.is_up.is_(False),
+        )
+    )
+    return [_instance(row) for row in tx.execute(query)]
+
+
+def displaced(tx: Transaction, instance: Instance) -> None:
+    """Let an instance be on no node, and its next placement be its first one.
+
+    Whatever its old copy still says is of an older epoch. It is pending when it shall run, and
+    stopped otherwise.
+    """
+    is_wanted = instance.desired is Desired.RUNNING
+    state = InstanceState.PENDING if is_wanted else InstanceState.STOPPED
+    tx.execute(
+        update(instances)
+        .where(instances.c.id == instance.instance_id)
+        .values(
+            state=state.value,
+            epoch=instance.epoch + 1,
+            seq=0,
+            attempts=0,
+            node_id=None,
+            launched_at=None,
+            progress_at=tx.now,
+        )
+    )
+    if not is_wanted:
+        quotas.uncount(tx, instance.instance_id)
 
 
 def _remove_disks(tx: Transaction, instance_id: str) -> None:

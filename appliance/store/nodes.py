@@ -51,6 +51,10 @@ _CLAIM = (
 )
 
 
+DOUBT = 5.0
+"""How much longer nodes must be silent that fell silent together."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """A node as it joined."""
@@ -118,12 +122,16 @@ def seen(
     )
 
 
-def mark_silent_down(tx: Transaction, silence_s: float) -> list[str]:
+def mark_silent_down(tx: Transaction, silence_s: float, well_for_s: float) -> list[str]:
     """Mark the nodes down that have been silent too long; return their ids.
 
-    None is marked when over 30 % of the nodes that were up fell silent at once, so never a lone
-    one: then the bus is suspected, or the clock. A node that was heard in the future, before the
-    clock went back, counts as heard now.
+    Silence says nothing while messages do not get through: none is marked before they have for
+    that long. When several fell silent at once, and they are over 30 % of all, the bus is
+    suspected, and they are marked only after ``DOUBT`` times as long. A lone node never is: who
+    would say so? A node that was heard in the future, before the clock went back, counts as heard
+    now.
+
+    :param well_for_s: seconds for which the bus has been well, as its own pings say.
     """
     status = node_status.c
     tx.execute(
@@ -133,7 +141,10 @@ def mark_silent_down(tx: Transaction, silence_s: float) -> list[str]:
     )
     up = tx.execute(select(status.node_id, status.seen_at).where(status.is_up.is_(True))).all()
     silent = [row.node_id for row in up if row.seen_at < tx.now - silence_s]
-    if not silent or len(silent) > 0.3 * len(up):
+    if len(silent) > max(1.0, 0.3 * len(up)):
+        silence_s *= DOUBT
+        silent = [row.node_id for row in up if row.seen_at < tx.now - silence_s]
+    if not silent or len(silent) == len(up) or well_for_s < silence_s:
         return []
     tx.execute(
         update(node_status)

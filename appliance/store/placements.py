@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, insert, select, update
 
 from appliance.model import Phase
 from appliance.store import Transaction, nodes
-from appliance.store.schema import placements
+from appliance.store.schema import node_status, placements
 
 ACTIVE = (Phase.CLAIMED.value, Phase.COMMITTED.value)
 
@@ -30,7 +30,7 @@ _FAILED_OF = (
     select(placements.c.instance_id, placements.c.node_id)
     .where(
         placements.c.instance_id.in_(bindparam("instance_ids", expanding=True)),
-        placements.c.phase == Phase.GONE.value,
+        placements.c.phase.in_((Phase.GONE.value, Phase.FENCED.value)),
     )
     .order_by(placements.c.epoch)
 )
@@ -60,6 +60,11 @@ class Placement:
     changed_at: float
     adopts_epoch: int = 0
     """The epoch of the stopped copy on the same node whose disk this one goes on with."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a copy may be there."""
+        return self.phase.value in ACTIVE
 
 
 def _placement(row: object) -> Placement:
@@ -139,16 +144,57 @@ def commit(tx: Transaction, instance_id: str, epoch: int, node_id: str) -> bool:
     return tx.execute(_COMMIT, values).rowcount == 1
 
 
+def unbound_on_down_nodes(tx: Transaction) -> list[Placement]:
+    """Return what is only claimed on nodes that are down, unless it goes on with a disk there."""
+    query = (
+        select(placements)
+        .join(node_status, node_status.c.node_id == placements.c.node_id)
+        .where(
+            placements.c.phase == Phase.CLAIMED.value,
+            placements.c.adopts_epoch == 0,
+            node_status.c.is_up.is_(False),
+        )
+    )
+    return [_placement(row) for row in tx.execute(query)]
+
+
+def was_fenced(tx: Transaction, instance_id: str) -> bool:
+    """Say whether an instance was ever on a node that was confirmed dead."""
+    query = select(placements.c.epoch).where(
+        placements.c.instance_id == instance_id, placements.c.phase == Phase.FENCED.value
+    )
+    return tx.execute(query.limit(1)).first() is not None
+
+
 def end(tx: Transaction, placement: Placement, reason: str) -> bool:
     """Make an active placement gone and give its claim back; ``False`` when it was ended before."""
+    return _end(tx, placement, Phase.GONE, ACTIVE, reason)
+
+
+def end_unbound(tx: Transaction, placement: Placement, reason: str) -> bool:
+    """End a placement that its node has not bound; ``False`` when it has, or it was ended."""
+    return _end(tx, placement, Phase.GONE, (Phase.CLAIMED.value,), reason)
+
+
+def fence(tx: Transaction, placement: Placement, reason: str) -> bool:
+    """End the placement of a copy that is known never to run again, as its node is dead.
+
+    :returns: ``False`` when it was ended before.
+    """
+    return _end(tx, placement, Phase.FENCED, ACTIVE, reason)
+
+
+def _end(
+    tx: Transaction, placement: Placement, phase: Phase, before: Sequence[str], reason: str
+) -> bool:
     statement = (
         update(placements)
         .where(
             placements.c.instance_id == placement.instance_id,
             placements.c.epoch == placement.epoch,
-            placements.c.phase.in_(ACTIVE),
+            placements.c.phase.in_(before),
         )
-        .values(phase=Phase.GONE.value, reason=reason, changed_at=tx.now)
+        .values(phase=phase.value, reason=reason, changed_at=tx.now)
         .returning(placements.c.vcpus, placements.c.memory_mib, placements.c.disk_gib)
     )
     # What the row says now, not what it said when the caller read it: a stop may lie between.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, exists, insert, select, update
+from sqlalchemy import bindparam, delete, exists, insert, or_, select, update
 
 from appliance.messages import GetPolicy, PolicyAnswer, PolicyChanged, node_topic
 from appliance.model import (
@@ -87,21 +87,30 @@ _PORTS_ON_NODE = (
     .distinct()
 )
 _THESE_ON_NODE = _PORTS_ON_NODE.where(ports.c.id.in_(bindparam("port_ids", expanding=True)))
-# By nodes, and not by ports, of which there may be a thousand times as many.
+# By nodes, and not by ports, of which there may be a thousand times as many. One whose last port
+# has just gone still has the policy in force, and must learn that.
 _HOLDERS = (
     select(networks.c.id.label("network_id"), nodes.c.id.label("node_id"))
     .select_from(networks.join(nodes, nodes.c.removed_at.is_(None)))
     .where(
         networks.c.id.in_(bindparam("network_ids", expanding=True)),
-        exists()
-        .where(
-            placements.c.node_id == nodes.c.id,
-            placements.c.phase == "committed",
-            ports.c.instance_id == placements.c.instance_id,
-            ports.c.network_id == networks.c.id,
-            ports.c.is_bound.is_(True),
-        )
-        .correlate(networks, nodes),
+        or_(
+            exists()
+            .where(
+                policy_confirmations.c.network_id == networks.c.id,
+                policy_confirmations.c.node_id == nodes.c.id,
+            )
+            .correlate(networks, nodes),
+            exists()
+            .where(
+                placements.c.node_id == nodes.c.id,
+                placements.c.phase == "committed",
+                ports.c.instance_id == placements.c.instance_id,
+                ports.c.network_id == networks.c.id,
+                ports.c.is_bound.is_(True),
+            )
+            .correlate(networks, nodes),
+        ),
     )
 )
 _GROUPS_OF = (

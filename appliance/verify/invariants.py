@@ -57,7 +57,8 @@ def _placed(facts: Facts) -> Iterator[Finding]:
             )
     for row in facts.store.instances.values():
         is_somewhere = row.is_settled and row.state is not InstanceState.TERMINATED
-        if is_somewhere and row.instance_id not in counted:
+        has_lost_its_disk = row.state is InstanceState.STOPPED and row.was_fenced
+        if is_somewhere and row.instance_id not in counted and not has_lost_its_disk:
             text = f"{row.instance_id} is {row.state} and belongs on no node."
             yield codes.NOT_PLACED.found(row.instance_id, text)
 
@@ -146,15 +147,18 @@ def known_ports(facts: Facts) -> frozenset[str]:
 
 
 def _addresses(facts: Facts) -> Iterator[Finding]:
+    # One that ended while its node was silent keeps its ports until its copy is known to be gone.
+    placed = {one.instance_id for one in facts.store.placements}
     for port_id, address in facts.store.stray_addresses:
         text = f"Address {address} is that of port {port_id}, which does not exist."
         yield codes.ADDRESS_STRAY.found(address, text)
     for port in facts.store.ports.values():
         row = facts.store.instances.get(port.instance_id)
-        if row is None or row.state is InstanceState.TERMINATED:
+        has_ended = row is None or row.state is InstanceState.TERMINATED
+        if has_ended and port.instance_id not in placed:
             text = f"Port {port.port_id} is that of {port.instance_id}, which has ended."
             yield codes.PORT_STRAY.found(port.port_id, text)
-        elif row.state is InstanceState.RUNNING and not port.addresses:
+        elif row and row.state is InstanceState.RUNNING and not port.addresses:
             text = f"Port {port.port_id} of {port.instance_id} has no address."
             yield codes.ADDRESS_MISSING.found(port.port_id, text)
 

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from appliance.config import Config
-from appliance.errors import LimitExceeded
+from appliance.controller import lost
+from appliance.errors import Conflict, LimitExceeded
 from appliance.images.inspect import ImageLimits
 from appliance.images.store import ImageStore
 from appliance.instance_types import CATALOG
@@ -38,7 +39,7 @@ from tests.simulation.broker import Broker, Weather
 from tests.simulation.loop import BEGIN, Clock, Loop
 from tests.simulation.process import NODE_ROLES, STORE_ROLES, Machine, folders
 
-STORM_S = 90.0
+STORM_S = 150.0
 CALM_S = 900.0
 KIND = CATALOG["t2.nano"]
 
@@ -193,7 +194,7 @@ class History:
         for name in ("lost", "doubled", "late", "killed", "interrupted"):
             setattr(self.weather, name, 0.0)
         for machine in self.machines:
-            machine.is_cut = False
+            machine.is_cut = machine.is_lost = False
             machine.start()
         self.broker.flush()
         end = self.loop.clock.at + CALM_S
@@ -345,9 +346,34 @@ class History:
         self.note(f"{machine.name} is cut off")
         machine.is_cut = True
 
+    def lose_machine(self) -> None:
+        """Take a machine's power for good, until its operator has confirmed that it is dead."""
+        machine = self.random.choice(self.machines[2:])
+        if not machine.is_lost:
+            self.note(f"{machine.name} is lost")
+            machine.cut_power()
+            machine.is_lost = True
+            self.loop.after(30.0, lambda: self._evacuate(machine))
+
+    def _evacuate(self, machine: Machine) -> None:
+        def give_up(tx: Transaction) -> lost.Evacuation:
+            return lost.evacuate(tx, nodes.match(tx, machine.name), "operator")
+
+        if not machine.is_lost:
+            return
+        try:
+            done = self._client(give_up)
+        except Conflict:
+            self.loop.after(5.0, lambda: self._evacuate(machine))
+            return
+        self.note(f"{machine.name} is evacuated: {', '.join(done.placed)} placed anew")
+        self.loop.after(self.random.uniform(1.0, 60.0), machine.find)
+
     def recover(self) -> None:
         """Start what has ended, heal what is cut."""
         for machine in self.machines:
+            if machine.is_lost:
+                continue
             if machine.is_cut or machine.process is None or machine.process.is_dead:
                 self.note(f"{machine.name} is back")
                 machine.is_cut = False
@@ -392,6 +418,7 @@ ACTS: list[tuple[Callable[[History], None], int]] = [
     (History.kill, 3),
     (History.cut_power, 1),
     (History.cut, 2),
+    (History.lose_machine, 1),
     (History.recover, 8),
 ]
 """What may happen, and how often."""

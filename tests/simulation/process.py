@@ -241,6 +241,7 @@ class Machine:
     history: Any
     boot: int = 1
     is_cut: bool = False
+    is_lost: bool = False
     compute: FakeCompute = field(init=False)
     network: FakeNetwork = field(init=False)
     firewall: FakeFirewall = field(init=False)
@@ -272,6 +273,10 @@ class Machine:
             url = self.history.store_url if has_store else None
             self.process = Process(self, self.history.broker, url)
             self.process.start()
+
+    def find(self) -> None:
+        """Have a machine again that was lost; somebody must still start it."""
+        self.is_lost = False
 
     def die(self) -> None:
         """Kill the node."""

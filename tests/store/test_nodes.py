@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from appliance.errors import NotFound
 from appliance.model import NodeCapacity
 from appliance.store import Transaction, nodes
 from appliance.store.schema import node_status
@@ -28,16 +31,16 @@ def hear_at(site: Site, at: float, *node_ids: str) -> None:
     )
 
 
-def fall_silent(site: Site, *node_ids: str) -> None:
-    hear_at(site, 1.0, *node_ids)
+def fall_silent(site: Site, *node_ids: str, for_s: float = 60.0) -> None:
+    hear_at(site, time.time() - for_s, *node_ids)
 
 
 def up(site: Site) -> set[str]:
     return {view.node_id for view in site.store.read(nodes.views) if view.is_up}
 
 
-def mark(site: Site) -> list[str]:
-    return site.store.transaction(lambda tx: nodes.mark_silent_down(tx, 30.0))
+def mark(site: Site, well_for_s: float = 3600.0) -> list[str]:
+    return site.store.transaction(lambda tx: nodes.mark_silent_down(tx, 30.0, well_for_s))
 
 
 def test_a_lone_node_is_never_down(site: Site) -> None:
@@ -61,6 +64,41 @@ def test_one_of_many_that_falls_silent_is_down(site: Site) -> None:
     assert up(site) == set(ids[1:])
     beat(site, ids[0])
     assert up(site) == set(ids)
+
+
+def test_one_of_three_is_down(site: Site) -> None:
+    ids = [site.add_node(name) for name in "abc"]
+    beat(site, *ids)
+    fall_silent(site, ids[0])
+    assert mark(site) == ids[:1]
+
+
+def test_silence_says_nothing_while_the_bus_is_away(site: Site) -> None:
+    ids = [site.add_node(name) for name in "abcd"]
+    beat(site, *ids)
+    fall_silent(site, ids[0])
+    assert mark(site, well_for_s=29.0) == []
+    assert mark(site, well_for_s=31.0) == ids[:1]
+
+
+def test_what_fell_silent_together_is_down_in_the_end(site: Site) -> None:
+    """A rack that lost its power is no bus that is away, when that has been well all the time."""
+    ids = [site.add_node(name) for name in "abc"]
+    beat(site, *ids)
+    fall_silent(site, *ids[:2], for_s=149.0)
+    assert mark(site) == []
+    fall_silent(site, *ids[:2], for_s=151.0)
+    assert mark(site, well_for_s=140.0) == []
+    assert sorted(mark(site)) == ids[:2]
+
+
+def test_a_node_is_found_by_its_name(site: Site) -> None:
+    node_id = site.add_node("a")
+    assert site.store.read(lambda tx: nodes.match(tx, "a")).node_id == node_id
+    assert site.store.read(lambda tx: nodes.match(tx, node_id)).name == "a"
+    with pytest.raises(NotFound, match="no node 'b'") as refused:
+        site.store.read(lambda tx: nodes.match(tx, "b"))
+    assert refused.value.hint == "There are a."
 
 
 def test_a_node_heard_in_the_future_was_heard_now(site: Site) -> None:
