@@ -290,7 +290,10 @@ class AmqpBus:
             for row in transaction.casts:
                 self._relay.take(row)
         for topic, message in transaction.announcements:
-            self.announce(topic, message)
+            try:
+                self.announce(topic, message)
+            except AnynodeError as error:
+                log.error("could not announce %s: %s", type(message).__name__, error)
 
     # -- receiving ----------------------------------------------------------------------------
 

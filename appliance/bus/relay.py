@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from appliance.errors import Unavailable
+from appliance.errors import AnynodeError, Unavailable
 from appliance.store import OutboxRow, Store
 from appliance.store import outbox as outbox_table
 from appliance.world import World
@@ -73,7 +73,12 @@ class Relay:
             if row.id in self._under_way:
                 return
             self._under_way.add(row.id)
-        self._publish(row, lambda error: self._published(row.id, error))
+        try:
+            self._publish(row, lambda error: self._published(row.id, error))
+        except AnynodeError as error:
+            # It is committed, and whoever has committed it is not to blame.
+            log.error("could not send %s, which stays in the outbox: %s", row.kind, error)
+            self._published(row.id, error)
 
     def _published(self, message_id: str, error: Exception | None) -> None:
         if error is None:

@@ -11,7 +11,7 @@ import pytest
 from appliance.bus import topology
 from appliance.bus.amqp import AmqpBus
 from appliance.bus.relay import GATHER_S
-from appliance.errors import Denied, InputError, Unavailable
+from appliance.errors import ConfigError, Denied, InputError, Unavailable
 from appliance.messages import (
     ConsoleRead,
     DeadLetter,
@@ -29,10 +29,11 @@ from appliance.messages import (
     encode,
 )
 from appliance.model import ConsoleOutput, NodeCapacity
-from appliance.store import Store, outbox
+from appliance.store import Store, Transaction, outbox
 from appliance.testing.bus import DEADLINE_S, Listener, wait_until
 from appliance.world import World
 from tests.bus.places import CONTROL, HYPERVISOR, OTHER, Places, serve
+from tests.bus.signer import TestSigner
 
 ORDER = Order(instance_id="i-1", epoch=1, revision=1, verb="run")
 FULL = NodeCapacity(vcpus=1, memory_mib=1, disk_gib=1)
@@ -390,3 +391,34 @@ def test_an_unsigned_order_fails_no_instance_on_a_control_node(places: Places) -
     thief.cast("controller", Wanted(instance_id="i-last"))
     assert letters.wait_for(1) == [Wanted(instance_id="i-last")]
     assert orders.heard == []
+
+
+class _BrokenSigner(TestSigner):
+    """A signer whose key cannot be used."""
+
+    is_broken = True
+
+    def sign(self, key: str, kind: str, message_id: str, body: bytes, expires_at: int) -> bytes:
+        if self.is_broken:
+            raise ConfigError("The key of this node cannot be used.")
+        return super().sign(key, kind, message_id, body, expires_at)
+
+
+def test_what_cannot_be_signed_stays_and_harms_nobody_who_commits(places: Places) -> None:
+    node = places.hypervisor()
+    orders = Listener()
+    serve(node, f"compute.{HYPERVISOR}", casts={Order: orders})
+    node.start()
+    signer, store = _BrokenSigner(CONTROL), places.store()
+    url = places.vhost.admit(CONTROL, is_control=True)
+    control = places.bus(CONTROL, url, store=store, signer=signer)
+    control.start()
+
+    def write(tx: Transaction) -> None:
+        tx.cast(f"compute.{HYPERVISOR}", ORDER)
+        tx.announce("member", MembersChanged(revision=1))
+
+    store.transaction(write)
+    assert len(store.read(outbox.pending)) == 1
+    signer.is_broken = False
+    assert orders.wait_for(1) == [ORDER]
