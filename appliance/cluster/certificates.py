@@ -22,6 +22,12 @@ CONTROL, HYPERVISOR = "control", "hypervisor"
 
 _LARGEST_REQUEST = 8192
 
+UNREADABLE = (
+    *(ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What cryptography raises for what a stranger may have made up."""
+
 
 class Identity(Struct, frozen=True, kw_only=True):
     """Who a certificate says its holder is. ``serial`` is hexadecimal, as in lists of revoked ones.
@@ -80,7 +86,7 @@ def read_certificate(text: str | bytes) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(text.encode() if isinstance(text, str) else text)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InputError("That is no certificate.") from error
 
 
@@ -103,7 +109,7 @@ def read_request(text: str) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(text.encode("ascii"))
         is_valid = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise InputError("That is no request for a certificate.") from error
     if not is_valid:
         raise InputError("The request for a certificate is not signed with its key.")
@@ -163,9 +169,9 @@ def check(certificate: x509.Certificate, authority: x509.Certificate, now: float
     """
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        identity = identity_of(certificate)
+    except UNREADABLE as error:
         raise Denied("The cluster's authority has not signed this certificate.") from error
-    identity = identity_of(certificate)
     if not identity.begins_at <= now <= identity.ends_at:
         until = datetime.datetime.fromtimestamp(identity.ends_at, datetime.UTC)
         raise Denied(

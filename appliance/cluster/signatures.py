@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -118,7 +118,7 @@ class NodeSigner:
         try:
             loaded = x509.load_der_x509_certificate(certificate)
             public_key = loaded.public_key()
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except certificates.UNREADABLE as error:
             raise Denied("A signature came with what is no certificate.") from error
         identity = certificates.check(loaded, self._read_authority(), self._clock.now())
         if not isinstance(public_key, ec.EllipticCurvePublicKey):

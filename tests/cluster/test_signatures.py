@@ -79,10 +79,10 @@ def test_a_node_of_another_cluster_is_not(nodes: dict[str, NodeSigner]) -> None:
     [(0, "cast.compute.n3"), (1, "Report"), (2, "m-2"), (3, b"{}"), (4, int(NOW) + 61)],
 )
 def test_all_of_it_is_signed(nodes: dict[str, NodeSigner], place: int, value: object) -> None:
-    altered: Any = list(MESSAGE)
+    altered: list[Any] = [*MESSAGE, nodes["c1"].sign(*MESSAGE)]
     altered[place] = value
     with pytest.raises(Denied, match="has signed"):
-        nodes["h1"].check(altered[0], *altered[1:], signature=nodes["c1"].sign(*MESSAGE))
+        nodes["h1"].check(*altered)
 
 
 def test_what_ends_one_part_begins_no_other(nodes: dict[str, NodeSigner]) -> None:
