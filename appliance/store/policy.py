@@ -128,6 +128,10 @@ _SOURCES_OF = (
 )
 
 
+NOTHING = -1
+"""The revision of a node that has asked for a policy, and has none in force yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One change: of ``rules`` of a group, of a ``port``, or a member ``joined`` or ``left``."""
@@ -231,12 +235,10 @@ def _is_too_old(known: int, revision: int) -> bool:
 def _confirm(tx: Transaction, question: GetPolicy) -> None:
     of_node = {"in_network": question.network_id, "of_node": question.node_id}
     known, reached = question.known_revision, question.reach_revision
-    if known < 0:
-        tx.execute(delete(policy_confirmations).where(_OF_NODE), of_node)
-        return
-    if reached is not None:
-        if reached < 0:
-            return
+    if known < 0 or (reached is not None and reached < 0):
+        # It has nothing in force yet, and from now on must learn of every change.
+        known = NOTHING
+    elif reached is not None:
         # A freed address is issued again only when no node sends its frames elsewhere.
         known = min(known, reached)
     if tx.execute(_CONFIRM, {**of_node, "known": known}).rowcount:
