@@ -32,7 +32,8 @@ def status(context: click.Context, access: Access, as_json: bool) -> None:
         "process": process,
         "config_path": str(access.config_path or ""),
         "versions": _versions(),
-        **(access.read(_from_store) if _reaches_store(access) else _from_members(access)),
+        "services": _services(access),
+        **_cluster(access),
     }
     if as_json:
         print_json(found)
@@ -45,6 +46,30 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"anynode": version("anynode"), "python": platform.python_version()}
+
+
+def _services(access: Access) -> list[dict[str, Any]]:
+    """Return what this node runs for its cluster; ``pid`` is 0 when it does not run."""
+    from appliance.cluster import services
+
+    made = [one for one in services.both(access.config.state_dir) if one.exists]
+    processes = [(one.name, one.process()) for one in made]
+    return [{"name": name, "pid": process.pid if process else 0} for name, process in processes]
+
+
+def _cluster(access: Access) -> dict[str, Any]:
+    """Return what the store knows; of a cluster whose store is away what this node has heard."""
+    from appliance.cluster.settings import is_member
+    from appliance.errors import Unavailable
+
+    if not _reaches_store(access):
+        return _from_members(access)
+    try:
+        return access.read(_from_store)
+    except Unavailable as error:
+        if not is_member(access.config):
+            raise
+        return {**_from_members(access), "problem": error.message}
 
 
 def _reaches_store(access: Access) -> bool:
@@ -106,7 +131,11 @@ def _show(process: NodeProcess | None, found: dict[str, Any]) -> None:
         say(f"EC2        {process.endpoint or 'not served here'}")
         say(f"Log        {process.log_path or 'standard error'}")
         say(f"Settings   {where}")
+    if found["services"]:
+        say(f"Services   {', '.join(_service_words(one) for one in found['services'])}")
     if found["source"] == "members":
+        if "problem" in found:
+            say(f"Store      {found['problem']}")
         _show_members(found)
         return
     counts = found["instances"]
@@ -134,6 +163,10 @@ def _show(process: NodeProcess | None, found: dict[str, Any]) -> None:
     head = ("node", "zone", "state", "runs on", "load", "instances", "vcpus", "memory MiB")
     print_table((*head, "disk GiB", "roles"), rows, "No node has joined yet.")
     print_problems(found["nodes"])
+
+
+def _service_words(one: dict[str, Any]) -> str:
+    return f"{one['name']} (process {one['pid']})" if one["pid"] else f"{one['name']} (stopped)"
 
 
 def _show_members(found: dict[str, Any]) -> None:

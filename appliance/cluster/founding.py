@@ -36,7 +36,7 @@ from appliance.cluster.services.rabbitmq import Rabbitmq
 from appliance.config import Config, without_password
 from appliance.errors import ConfigError, Conflict, InputError
 from appliance.files import sync_folder, write_whole
-from appliance.store import Store, Transaction, cluster_secrets, copy, migrations
+from appliance.store import Store, Transaction, cluster_secrets, copy, migrations, nodes
 from appliance.store import setup as store_setup
 from appliance.store.nodes import Node as NodeRow
 from appliance.world import World
@@ -191,6 +191,7 @@ class Founding:
     world: World = field(default_factory=World)
     address: str = field(default="", init=False)
     node_id: str = field(default="", init=False)
+    is_fresh: bool = field(default=False, init=False)
     store_url: str = field(default="", init=False)
     bus_url: str = field(default="", init=False)
 
@@ -312,6 +313,7 @@ class Founding:
         sealing = seal.load(seal.key_path(self.state_dir))
         with contextlib.closing(Store(self.config.store_url, self.world)) as lone:
             migrations.upgrade(lone)
+            self.is_fresh = not lone.read(nodes.status)
             lone.transaction(lambda tx: _mark(tx, sealing))
             lone.transaction(
                 lambda tx: self.papers.certify(tx, sealing, folder, self.address, self.node_id)
@@ -417,6 +419,8 @@ class Founding:
             target.transaction(copy.clear)
         copied = copy.copy(lone, target)
         rows = sum(content.rows for content in copied.values())
+        if self.is_fresh:
+            return
         self.say(f"copied the store, {rows:,} rows in {len(copied)} tables, and compared both")
 
     @property
@@ -441,11 +445,15 @@ class Founding:
     def _put_aside(self) -> None:
         """Keep the lone node's store where no node takes it for its own."""
         path, backup = self.lone_path, self.backup
-        if path and backup and path.exists():
+        if path is None or backup is None or not path.exists():
+            return
+        if self.is_fresh:
+            path.unlink()
+        else:
             path.replace(backup)
-            for end in ("-wal", "-shm"):
-                path.with_name(path.name + end).unlink(missing_ok=True)
             self.say(f"the lone node's store is kept as {backup}")
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
 
     def _start(self) -> node_process.NodeProcess:
         process = node_process.find(self.config.run_dir)

@@ -103,6 +103,8 @@ def test_the_instance_goes_on(grown: tuple[Shell, Any, str]) -> None:
     assert "copied the store" in said
     status = shell.json("status")
     assert status["is_up"]
+    running = [one.process() for one in services.both(shell.config.state_dir)]
+    assert [one["pid"] for one in status["services"]] == [one.pid for one in running if one]
     assert [node["name"] for node in status["nodes"]] == ["n1"]
 
 
@@ -155,6 +157,10 @@ def test_the_node_starts_its_services_again(grown: tuple[Shell, Any, str]) -> No
     os.kill(process.pid, signal.SIGKILL)
     # It is this process's child, as it was `init` that started it: nobody else can reap it.
     os.waitpid(process.pid, 0)
+    seen = shell.json("status")
+    if seen["source"] == "members":
+        assert "store" in seen["problem"]
+        assert [node["name"] for node in seen["nodes"]] == ["n1"]
     wait_until(lambda: shell.try_run("instances").exit_code == 0, "the API to answer again")
 
 

@@ -170,6 +170,7 @@ class Postgresql:
             )
         if set(str(self.folder)) & set("'\\\n"):
             raise ConfigError(f"PostgreSQL cannot live in {self.folder}: an odd name.")
+        daemon.make_folder(self.folder.parent)
         daemon.make_folder(self.folder)
         daemon.make_folder(self.folder / "log", account, mode=0o700)
         daemon.make_folder(self.folder / "socket", account, mode=0o700)

@@ -149,6 +149,7 @@ class Rabbitmq:
                 admin_port=admin_port,
                 password=secrets.token_urlsafe(32),
             )
+            daemon.make_folder(self.folder.parent)
             daemon.make_folder(self.folder)
             write_whole(self._settings_path, msgspec.json.encode(made))
         self.ensure(tls)
