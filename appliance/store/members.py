@@ -12,7 +12,7 @@ from appliance.cluster import certificates
 from appliance.cluster.certificates import Identity
 from appliance.messages import GetMembers, Members, MembersChanged
 from appliance.model import Member
-from appliance.store import Transaction, cluster_facts
+from appliance.store import Transaction, cluster_facts, policy
 from appliance.store.schema import cluster, node_status, nodes, revoked_certificates
 
 _KEY = "members_revision"
@@ -54,9 +54,12 @@ def certify(
     :param address: of its peer service, ``host:port``; empty: the one that is known.
     """
     values = {"certificate": certificate, "is_control": is_control}
+    before = tx.execute(select(nodes.c.address).where(nodes.c.id == node_id)).scalar()
     if address:
         values["address"] = address
     tx.execute(update(nodes).where(nodes.c.id == node_id).values(**values))
+    if address and before not in (None, address):
+        policy.node_moved(tx, node_id)
 
 
 def revoke(tx: Transaction, serial: str, node_id: str, ends_at: float) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import event, update
 
 from appliance.messages import GetPolicy
 from appliance.model import NetworkReach, RemotePort
-from appliance.store import Transaction, placements, policy, reach
+from appliance.store import Transaction, members, placements, policy, reach
 from appliance.store import instances as instance_rows
 from appliance.store.networks import of_ports
 from appliance.store.schema import nodes, policy_confirmations, ports
@@ -149,9 +149,7 @@ def test_others_are_told_when_a_node_moves(site: Site, three: list[str]) -> None
     assert watcher.where() == {at: "192.0.2.2"}
 
     def move(tx: Transaction) -> None:
-        where = nodes.c.id == three[1]
-        tx.execute(update(nodes).where(where).values(address="192.0.2.99:8774"))
-        policy.node_moved(tx, three[1])
+        members.certify(tx, three[1], certificate="", is_control=False, address="192.0.2.99:8774")
 
     site.store.transaction(move)
     assert watcher.where() == {at: "192.0.2.99"}
@@ -171,7 +169,7 @@ def test_an_address_is_not_confirmed_before_frames_go_the_right_way(
         row = tx.execute(query).first()
         return row.revision if row else None
 
-    assert site.store.read(confirmed) is None
+    assert site.store.read(confirmed) == policy.NOTHING
     watcher.ask()
     first = watcher.revision
     assert site.store.read(confirmed) == first
@@ -187,7 +185,7 @@ def test_an_address_is_not_confirmed_before_frames_go_the_right_way(
     for revision in (-1, first + 1):
         now = msgspec.structs.replace(behind, reach_revision=revision)
         site.store.transaction(lambda tx, now=now: policy.answer(tx, now))  # type: ignore[misc]
-        assert site.store.read(confirmed) == (first if revision < 0 else first + 1)
+        assert site.store.read(confirmed) == (policy.NOTHING if revision < 0 else first + 1)
     assert site.store.read(
         lambda tx: policy.is_current(tx, msgspec.structs.replace(behind, reach_revision=first + 1))
     )
