@@ -181,7 +181,7 @@ class TestRoom:
                     | {"memory_free_mib": 1, "disk_free_gib": 1, "accelerator": "fake"},
                     NodeCapacity,
                 )
-                node_rows.seen(tx, name, "boot", capacity)
+                node_rows.seen(tx, name, "boot", node_rows.Condition(capacity=capacity))
 
         store.transaction(join)
 
