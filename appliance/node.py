@@ -161,6 +161,10 @@ class Node:
         self.node_id = node_folders.remembered_id(config.state_dir / "node_id", self.world)
         self.boot_id = node_folders.remembered_id(config.run_dir / "boot_id", self.world)
         self.cluster = Membership.of(config.state_dir)
+        own = self.cluster.members.get(self.node_id) if self.cluster else None
+        if self.cluster and own:
+            # Its roles may have moved since its settings were written.
+            config = self.config = self.cluster.settings_of(config, own)
         self._store: Store | None
         self._bus: Bus
         self._store, self._bus = (beside._store, beside._bus) if beside else self._connect(config)
@@ -330,14 +334,25 @@ class Node:
                 self._begin_anew(config)
 
     def _follow_roles(self) -> None:
-        wanted = self.role_names()
+        wanted = list(self.role_names())
         for name in set(self.problems) - {*wanted}:
             del self.problems[name]
+        door = next((n for n in wanted if n in FRONT_DOORS and n not in self.roles), "")
+        made = self._make_door(door) if door else None
+        if door and made is None:
+            # Until it can, EC2 is answered here as it was, or by others.
+            wanted[wanted.index(door)] = next((n for n in FRONT_DOORS if n in self.roles), "proxy")
         for name in [name for name in reversed(self.roles) if name not in wanted]:
             self.stop_role(name)
         for name in [name for name in wanted if name not in self.roles]:
             with self._tolerating(name):
-                self.start_role(name)
+                self.start_role(name, made if name == door else None)
+
+    def _make_door(self, name: str) -> Role | None:
+        """Return a front door that takes the other's place within a moment: it need only open."""
+        with self._tolerating(name):
+            return self._make_role(name)
+        return None
 
     def _begin_anew(self, config: Config) -> None:
         log.info("the settings have changed: all roles begin anew")
@@ -359,16 +374,17 @@ class Node:
         """The TCP port that EC2 is on once the node has started; 0 without one."""
         return next((self.roles[name].port() for name in FRONT_DOORS if name in self.roles), 0)
 
-    def start_role(self, name: str) -> None:
+    def start_role(self, name: str, made: Role | None = None) -> None:
         """Start one more role while the node runs; nothing when it has it already.
 
+        :param made: the role, where it was made before.
         :raises AnynodeError: it could not start; nothing is left of it.
         """
         with self._changing:
             if name in self.roles or self._is_stopped:
                 return
             log.info("starting role %s", name)
-            role = self._make_role(name)
+            role = made or self._make_role(name)
             try:
                 role.start()
                 self._serve(role)

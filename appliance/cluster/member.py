@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 api_versions = frozenset({1})
 
 ASK_EVERY_S = 5.0
-"""Seconds between two questions for the list of members."""
+"""Seconds between two questions for the list of members, which hints hurry."""
+
+LOOK_EVERY_S = 1.0
+"""Seconds between two looks at it where a controller is: it gives the hints."""
 
 FOLLOW_EVERY_S = 2.0
 """Seconds after which what did not start is tried again."""
@@ -114,7 +117,8 @@ class ClusterMember:
         A cluster that does not answer changes nothing: the last list goes on to count.
         """
         now = self._parts.world.clock.monotonic()
-        if self._news.is_set() or now - self._asked_at >= ASK_EVERY_S:
+        every_s = LOOK_EVERY_S if "controller" in self._parts.vital().roles else ASK_EVERY_S
+        if self._news.is_set() or now - self._asked_at >= every_s:
             self._news.clear()
             self._asked_at = now
             try:

@@ -10,6 +10,7 @@ from typing import Any
 from appliance.api.tls import PEER_CERTIFICATE, TlsServer
 from appliance.cluster.membership import Membership, WsgiApp
 from appliance.config import Config
+from appliance.proxy import NOT_TAKEN
 
 log = logging.getLogger(__name__)
 
@@ -65,5 +66,12 @@ def member_id(cluster: Membership, certificate: dict[str, Any] | None) -> str:
 
 def _refuse(start: Callable[..., Any], status: str, message: str) -> Iterable[bytes]:
     body = json.dumps({"message": message}).encode()
-    start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    start(
+        status,
+        [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            (NOT_TAKEN, status),
+        ],
+    )
     return [body]

@@ -6,6 +6,7 @@ import logging
 
 from appliance.bus import Delivery
 from appliance.controller import lost, reports
+from appliance.controller.roster import Roster
 from appliance.controller.settle import Action, Held, next_action, order_for_holding
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import (
@@ -31,7 +32,6 @@ from appliance.store import (
     instances,
     launches,
     leases,
-    members,
     nodes,
     placements,
     timeline,
@@ -72,9 +72,7 @@ class ControllerRole:
             },
             calls={
                 Inventory: lambda question: inventory(parts, question),
-                GetMembers: lambda question: parts.need_store().read(
-                    lambda tx: members.answer(tx, question)
-                ),
+                GetMembers: Roster(parts).answer,
             },
             hears={Heartbeat: lambda message: heartbeat(parts, message)},
             periodic=(

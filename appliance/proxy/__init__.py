@@ -9,5 +9,8 @@ from __future__ import annotations
 PREFIX = "/ec2"
 """The path of the peer service under which it takes calls for the API."""
 
+NOT_TAKEN = "x-anynode-not-taken"
+"""The header by which a peer service says that nobody there has seen a call."""
+
 SOURCE = "x-anynode-source"
 """The header in which one member tells another the address that a call came from."""

@@ -17,7 +17,7 @@ from appliance.api import policy
 from appliance.cluster.authority import server_name
 from appliance.errors import InputError, Unavailable
 from appliance.model import HttpRequest, Member
-from appliance.proxy import PREFIX, SOURCE
+from appliance.proxy import NOT_TAKEN, PREFIX, SOURCE
 from appliance.world import Clock
 
 log = logging.getLogger(__name__)
@@ -225,6 +225,11 @@ class Forwarder:
     def _ask(self, line: _Line, request: HttpRequest) -> Answer:
         _write(line.connection, request)
         response = line.connection.getresponse()
+        not_taken = response.getheader(NOT_TAKEN)
+        if not_taken is not None:
+            # A list of members is older than what it tells of: the role may have moved on.
+            line.connection.close()
+            raise _UnansweredError(not_taken, was_sent=False)
         headers = tuple(
             (name, value)
             for name, value in response.getheaders()

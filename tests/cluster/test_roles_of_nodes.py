@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.fakes import (
-    ALL_ROLES,
-    HYPERVISOR_ROLES,
-    FakeCluster,
-    running,
-)
+from appliance.store import nodes
+from tests.cluster.fakes import ALL_ROLES, HYPERVISOR_ROLES, FakeCluster, running, wait_until
 from tests.services.postgresql import PostgreSQL
 from tests.services.rabbitmq import Broker
 
@@ -36,3 +34,121 @@ def test_every_port_launches_and_describes(cluster: FakeCluster, name: str) -> N
     cluster.wait_state("running", *ids, via=node)
     node.client().terminate_instances(InstanceIds=ids)
     cluster.wait_state("terminated", *ids, via=node)
+
+
+def launched_s(cluster: FakeCluster, via: str) -> float:
+    """Launch through a node's port; return after how many seconds the instance ran."""
+    began = time.monotonic()
+    ids = cluster.launch(via=cluster[via])
+    cluster.wait_state("running", *ids, via=cluster[via])
+    took_s = time.monotonic() - began
+    cluster[via].client().terminate_instances(InstanceIds=ids)
+    return took_s
+
+
+def running_roles(cluster: FakeCluster, name: str) -> tuple[str, ...]:
+    return next(one for one in cluster.read(nodes.status) if one.name == name).condition.roles
+
+
+def test_an_instance_is_told_its_own_zone(cluster: FakeCluster) -> None:
+    (instance_id,) = cluster.launch(via=cluster["n2"], Placement={"AvailabilityZone": "local-1b"})
+    cluster.wait_state("running", instance_id, via=cluster["n2"])
+    reply = cluster["n2"].client().describe_instances(InstanceIds=[instance_id])
+    (found,) = reply["Reservations"][0]["Instances"]
+    assert found["Placement"]["AvailabilityZone"] == "local-1b"
+    cluster["n2"].client().terminate_instances(InstanceIds=[instance_id])
+
+
+def test_roles_move_while_they_work(cluster: FakeCluster) -> None:
+    added = cluster["n1"].run_cli("role", "add", "api", "--node", "n2", "--json")
+    assert added.returncode == 0, added.stderr
+    assert json.loads(added.stdout)["took_s"] < 10
+    assert "api" in running_roles(cluster, "n2")
+    assert "proxy" not in running_roles(cluster, "n2")
+    assert launched_s(cluster, "n2") < 5
+    for role in ("scheduler", "api"):
+        taken = cluster["n2"].run_cli("role", "remove", role, "--node", "n1")
+        assert taken.returncode == 0, taken.stderr
+        assert role not in running_roles(cluster, "n1")
+    for via in ("n1", "n2", "n3"):
+        assert launched_s(cluster, via) < 5
+    for role in ("scheduler", "api"):
+        assert cluster["n2"].run_cli("role", "add", role, "--node", "n1").returncode == 0
+    assert cluster["n2"].run_cli("role", "remove", "api", "--node", "n2").returncode == 0
+    for via in ("n1", "n2", "n3"):
+        assert launched_s(cluster, via) < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("role", "remove", "api", "--node", "n1"), "n1 is the last node with api."),
+        (("role", "add", "cook", "--node", "n1"), "There is no role 'cook'"),
+        (("role", "add", "api", "--node", "n9"), "There is no node 'n9'"),
+        (("role", "remove", "datapath", "--node", "n3"), "compute on n3 needs datapath."),
+        (("node", "drain", "n9"), "There is no node 'n9'"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    cluster: FakeCluster, arguments: tuple[str, ...], words: str
+) -> None:
+    done = cluster["n1"].run_cli(*arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_a_drained_node_takes_no_instances(cluster: FakeCluster) -> None:
+    for name in ("n1", "n2"):
+        assert cluster["n1"].run_cli("node", "drain", name).returncode == 0
+    ids = cluster.launch(4, via=cluster["n1"])
+    cluster.wait_state("running", *ids, via=cluster["n1"])
+    known = json.loads(cluster["n1"].run_cli("node", "list", "--json").stdout)
+    assert {one["name"]: one["instances"] for one in known}["n3"] >= 4
+    refused = cluster["n1"].run_cli("role", "remove", "compute", "--node", "n3")
+    assert "n3 cannot give up compute: it has instances" in refused.stderr
+    cluster["n1"].client().terminate_instances(InstanceIds=ids)
+    for name in ("n1", "n2"):
+        assert cluster["n1"].run_cli("node", "undrain", name).returncode == 0
+
+
+def test_approved_capacity_is_the_most_that_counts(cluster: FakeCluster) -> None:
+    def vcpus() -> int:
+        known = json.loads(cluster["n1"].run_cli("node", "list", "--json").stdout)
+        return {one["name"]: int(one["vcpus"]) for one in known}["n3"]
+
+    whole = vcpus()
+    assert cluster["n1"].run_cli("node", "approve", "n3", "--vcpus", "3").returncode == 0
+    wait_until(lambda: vcpus() == 3, "no more than approved is offered")
+    assert cluster["n1"].run_cli("node", "approve", "n3").returncode == 0
+    wait_until(lambda: vcpus() == whole, "all of it is offered again")
+
+
+@pytest.mark.parametrize("name", ["n1", "n3"])
+def test_status_works_on_any_node(cluster: FakeCluster, name: str) -> None:
+    done = cluster[name].run_cli("status", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {one["name"]: one["is_up"] for one in found["nodes"]} == {
+        "n1": True,
+        "n2": True,
+        "n3": True,
+    }
+    shown = cluster[name].run_cli("status").stdout
+    assert "n1" in shown
+    assert ("on n1 or n2." in shown) is (name == "n3")
+
+
+@pytest.mark.parametrize("dead", ["n1", "n2"])
+def test_another_node_serves_when_one_dies(cluster: FakeCluster, dead: str) -> None:
+    """Its only process is killed in the middle of work: the next launch is another's."""
+    other = "n2" if dead == "n1" else "n1"
+    added = cluster["n1"].run_cli("role", "add", "api", "--node", "n2")
+    assert added.returncode == 0, added.stderr
+    cluster["n1"].run_cli("node", "drain", dead)
+    cluster[dead].kill()
+    assert launched_s(cluster, "n3") < 5
+    assert launched_s(cluster, other) < 5
+    cluster[dead].start()
+    cluster.wait_known(dead)
+    cluster[other].run_cli("node", "undrain", dead)
+    assert launched_s(cluster, dead) < 5

@@ -64,6 +64,13 @@ class Door:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
         return False
 
+    def refuse(self, connection: ssl.SSLSocket, request: bytes) -> bool:
+        connection.sendall(
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n"
+            b"x-anynode-not-taken: 404 Not Found\r\n\r\n{}"
+        )
+        return True
+
     def _serve(self) -> None:
         while True:
             try:
@@ -208,6 +215,13 @@ def test_a_change_is_never_sent_twice(place: Place) -> None:
     with pytest.raises(Unavailable, match="whether it was carried out is unknown"):
         place.send(CHANGE)
     assert sum(len(door.requests) for door in place.doors) == 1
+
+
+@pytest.mark.parametrize("body", [READ, CHANGE])
+def test_a_door_that_is_no_longer_there_is_passed_over(place: Place, body: bytes) -> None:
+    gone, _ = place.door("one"), place.door("two")
+    gone.behave = gone.refuse
+    assert [place.send(body) for _ in range(3)] == [b"<ok/>two"] * 3
 
 
 def test_a_question_is_asked_again(place: Place) -> None:
