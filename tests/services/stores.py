@@ -6,10 +6,13 @@ Loaded by the root ``conftest.py``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from appliance.config import Config
 from tests.services.postgresql import PostgreSQL
 
 KINDS = ("sqlite", "postgresql")
@@ -24,6 +27,17 @@ def store_url_of(request: pytest.FixtureRequest, kind: str, *, is_empty: bool) -
     server: PostgreSQL = request.getfixturevalue("postgresql")
     with server.database(is_empty=is_empty) as url:
         yield url
+
+
+@contextmanager
+def on_store(request: pytest.FixtureRequest, base: Config) -> Iterator[Config]:
+    """Yield settings with a store of the kind that is the parameter of a fixture."""
+    if request.param == "sqlite":
+        yield base
+        return
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    with server.database() as url:
+        yield replace(base, store=replace(base.store, url=url))
 
 
 @pytest.fixture(params=KINDS)

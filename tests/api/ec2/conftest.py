@@ -10,10 +10,13 @@ import pytest
 from appliance.config import Config, QuotaSettings
 from tests.api.ec2.examples.stage import Stage
 from tests.api.front import Front
+from tests.services.stores import KINDS, on_store
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=KINDS)
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """Return the API as an admin of the project ``demo`` calls it, with ample quota."""
     quota = QuotaSettings(
         instances=1000,
@@ -22,9 +25,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         security_groups=1000,
         key_pairs=1000,
     )
-    front = Front(tmp_path_factory.mktemp("stage"), msgspec.structs.replace(Config(), quota=quota))
-    yield Stage(front)
-    front.close()
+    with on_store(request, msgspec.structs.replace(Config(), quota=quota)) as config:
+        front = Front(tmp_path_factory.mktemp("stage"), config)
+        yield Stage(front)
+        front.close()
 
 
 @pytest.fixture(scope="module")

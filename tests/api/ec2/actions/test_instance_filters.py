@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from appliance.config import Config
 from appliance.store import Transaction, schema
 from appliance.store.instance_filters import FILTERS
 from tests.api.ec2.examples.stage import Stage
 from tests.api.front import Front
+from tests.services.stores import KINDS, on_store
 
 Shown = Callable[[dict[str, Any], dict[str, Any]], Any]
 
@@ -144,11 +146,14 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    front = Front(tmp_path_factory.mktemp("stage"))
-    yield Stage(front)
-    front.close()
+@pytest.fixture(scope="module", params=KINDS)
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    with on_store(request, Config()) as config:
+        front = Front(tmp_path_factory.mktemp("stage"), config)
+        yield Stage(front)
+        front.close()
 
 
 @pytest.fixture(scope="module")
