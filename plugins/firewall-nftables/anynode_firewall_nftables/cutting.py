@@ -22,12 +22,31 @@ Owner = tuple[str, IPAddress]
 
 def gained_addresses(old: InForce, new: InForce) -> frozenset[IPAddress]:
     """Return addresses that a port here has and had not before."""
-    gained: set[IPAddress] = set()
-    for port_id in _touched(new, "port"):
-        before, after = old.ports.get(port_id), new.ports.get(port_id)
-        if after:
-            gained |= own_addresses(after) - (own_addresses(before) if before else frozenset())
-    return frozenset(gained)
+    return frozenset(
+        address for before, after in _changed_ports(old, new) for address in after - before
+    )
+
+
+def lost_addresses(old: InForce, new: InForce) -> frozenset[IPAddress]:
+    """Return addresses that a port here had and no changed one has now."""
+    changed = _changed_ports(old, new)
+    lost = {address for before, after in changed for address in before - after}
+    return frozenset(lost.difference(*(after for _, after in changed)))
+
+
+def _changed_ports(
+    old: InForce, new: InForce
+) -> list[tuple[frozenset[IPAddress], frozenset[IPAddress]]]:
+    """Return the addresses, before and after, of each port that a change concerns."""
+    return [
+        (_addresses_of(old, port_id), _addresses_of(new, port_id))
+        for port_id in _touched(new, "port")
+    ]
+
+
+def _addresses_of(state: InForce, port_id: str) -> frozenset[IPAddress]:
+    port = state.ports.get(port_id)
+    return frozenset(own_addresses(port)) if port else frozenset()
 
 
 def owners(elements: Mapping[str, Iterable[str]]) -> frozenset[Owner]:

@@ -18,6 +18,7 @@ from anynode_firewall_nftables.change import choose_zone, difference, replacemen
 from anynode_firewall_nftables.cutting import (
     allows_less,
     gained_addresses,
+    lost_addresses,
     owners,
     owners_in,
 )
@@ -99,7 +100,8 @@ class NftablesFirewall:
             new = apply_delta(old, delta)
             gained = gained_addresses(old, new)
             few = gained if len(gained) <= _FEW_ADDRESSES else _NOTHING
-            self._judging.apply(difference(old, new), new.network.bridge, few)
+            lost = lost_addresses(old, new)
+            self._judging.apply(difference(old, new), new.network.bridge, few, lost)
             self._in_force[net] = new
             self._check_stored(new)
             if gained or allows_less(old, new):
@@ -115,7 +117,7 @@ class NftablesFirewall:
             lost, zone = owners_in(old) if old else frozenset(), old.zone if old else 0
             if net in stored:
                 leftover, zone = self._leftover(net, stored), stored[net].zone
-                self._apply(replacement(leftover, stored[net], None))
+                self._judging.forget(replacement(leftover, stored[net], None), stored[net].bridge)
                 lost |= owners(leftover.elements)
             self._in_force.pop(net, None)
             if lost:

@@ -76,6 +76,21 @@ def disown(former: Former, addresses: Iterable[tuple[str, IPAddress]], epoch: in
     return change.commands()
 
 
+def forget(former: Former, addresses: Iterable[tuple[str, IPAddress]]) -> list[str]:
+    """Return commands that forget the former owners of addresses that nobody has any more.
+
+    Whoever has one of them next is told apart from all who had it before.
+
+    :param former: what is in force; what it does not hold is passed over.
+    """
+    change = Transaction()
+    for bridge, address in addresses:
+        if (bound := former.get((bridge, address))) is not None:
+            name = f"{INET} former{address.version}"
+            change.delete(name, [_range(bridge, address, bound)])
+    return change.commands()
+
+
 def disown_none() -> list[str]:
     """Return commands that forget former addresses."""
     return [f"flush set {INET} former{version}" for version in (4, 6)]

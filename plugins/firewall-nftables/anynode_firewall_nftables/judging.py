@@ -15,6 +15,7 @@ from anynode_firewall_nftables.epochs import (
     SHIFT,
     disown,
     disown_none,
+    forget,
     switch,
 )
 from anynode_firewall_nftables.kernel import Ruleset
@@ -59,21 +60,47 @@ class Judging:
 
         self._agreed(apply)
 
-    def apply(self, commands: Iterable[str], bridge: str, gained: Iterable[IPAddress]) -> None:
-        """Apply a transaction after which addresses of a network have new owners."""
-        listed, keys = list(commands), _keys(bridge, gained)
+    def apply(
+        self,
+        commands: Iterable[str],
+        bridge: str,
+        gained: Iterable[IPAddress],
+        lost: Iterable[IPAddress] = (),
+    ) -> None:
+        """Apply a transaction after which addresses of a network have new owners, or none."""
+        listed, keys, ownerless = list(commands), _keys(bridge, gained), _keys(bridge, lost)
 
         def change() -> None:
             if len(self._former) + len(keys) > FORMER_LIMIT:
                 self._sweep(self._known())
             epoch = self._known()
-            self._apply([*listed, *disown(self._former, keys, epoch)])
+            self._apply(
+                [
+                    *listed,
+                    *forget(self._former, ownerless),
+                    *disown(self._former, keys, epoch),
+                ]
+            )
             self._former |= dict.fromkeys(keys, epoch)
+            for key in ownerless:
+                self._former.pop(key, None)
 
-        if keys:
+        if keys or any(key in self._former for key in ownerless):
             self._agreed(change)
         else:
             self._apply(listed)
+
+    def forget(self, commands: Iterable[str], bridge: str) -> None:
+        """Apply a transaction that removes a network, and forget its former owners."""
+        listed = list(commands)
+
+        def change() -> None:
+            gone = [key for key in self._former if key[0] == bridge]
+            self._apply([*listed, *forget(self._former, gone)])
+            for key in gone:
+                del self._former[key]
+
+        self._agreed(change)
 
     def anew(self, bridge: str, gained: Iterable[IPAddress] = ()) -> None:
         """Judge every flow anew from its next packet on, and end those of former owners.

@@ -91,14 +91,14 @@ def test_many_former_addresses_are_swept_up(bench: Bench, monkeypatch: pytest.Mo
         port = make_port(bench.network, number, "sg-a")
         bench.lab.add_ports(bench.network, [port])
         own = {"source": port.tap, "ether_src": port.mac, "ip_src": port.addresses[0]}
-        bench.update(ports=(bench.a, bench.b, port))
+        others = bench.policy.ports
+        bench.update(ports=(*others, port))
         asked = msgspec.structs.replace(outward(bench), **own)
         assert bench.does_pass(asked)
-        bench.update(ports=(bench.a, bench.b))
+        bench.update(ports=others)
         heir = adopt(bench, port, number + 50)
         mine = msgspec.structs.replace(asked, source=heir.tap, ether_src=heir.mac)
         assert not bench.does_pass(answer_to(mine), wanted=False)
-        bench.update(ports=(bench.a, bench.b))
         assert bench.does_pass(answer_to(kept))
     former = bench.lab.namespace.call(Ruleset().former)
     assert 0 < len(former) <= 7
@@ -212,3 +212,22 @@ def reports(bench: Bench, packet: Packet) -> bool:
     bench.lab.received(bench.a.tap)
     bench.lab.send(uplink_name(bench.network), frame)
     return any(inner[14:42] in got for got in bench.lab.received(bench.a.tap))
+
+
+def test_an_address_that_nobody_has_is_forgotten(bench: Bench) -> None:
+    """What remembers its former owners goes with it; who has it next is told apart from all."""
+    bench.sync(UDP_7)
+    before = bench.lab.namespace.call(Ruleset().former)
+    others = bench.policy.ports
+    port = make_port(bench.network, 20, "sg-a")
+    bench.lab.add_ports(bench.network, [port])
+    own = {"source": port.tap, "ether_src": port.mac, "ip_src": port.addresses[0]}
+    asked = msgspec.structs.replace(outward(bench), **own)
+    for _ in range(2):
+        bench.update(ports=(*others, port))
+        assert bench.does_pass(asked)
+        bench.update(ports=others)
+        assert bench.lab.namespace.call(Ruleset().former) == before
+    heir = adopt(bench, port, 70)
+    mine = msgspec.structs.replace(asked, source=heir.tap, ether_src=heir.mac)
+    assert not bench.does_pass(answer_to(mine), wanted=False)
