@@ -63,7 +63,13 @@ class NodeSettings(Section, frozen=True, kw_only=True):
 class StoreSettings(Section, frozen=True, kw_only=True):
     """Where the cluster's state is."""
 
-    url: Annotated[str, _meaning("SQLAlchemy URL; empty: SQLite in the state folder")] = ""
+    url: Annotated[
+        str,
+        _meaning(
+            "postgresql://user:password@host/database, several hosts with commas between; "
+            "empty: SQLite in the state folder"
+        ),
+    ] = ""
     history_days: Annotated[
         int, _meaning("days after which timelines and decisions are deleted", ge=1)
     ] = 30

@@ -46,6 +46,13 @@ BENCHMARKS = (
         measure=_of("protocol"),
     ),
     Benchmark(
+        name="stores",
+        what="transactions on SQLite and on a PostgreSQL of its own",
+        measure=_of("stores"),
+        needs_root=True,
+        files=(Path("/usr/lib/postgresql"),),
+    ),
+    Benchmark(
         name="messages",
         what="questions and casts through RabbitMQ",
         measure=_of("messages"),

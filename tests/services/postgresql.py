@@ -73,11 +73,11 @@ class PostgreSQL:
     It ends with the thread that started it, so that nothing is left of a killed test run.
     """
 
-    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None, *, on_disk: bool = False) -> None:
         found = binaries()
         assert found is not None
         self.programs = found
-        self.folder = Path(tempfile.mkdtemp(prefix="anynode-postgresql-", dir=_place()))
+        self.folder = Path(tempfile.mkdtemp(prefix="anynode-postgresql-", dir=_place(on_disk)))
         shutil.chown(self.folder, SYSTEM_USER, SYSTEM_USER)
         self.data = self.folder / "data"
         self.port = free_port()
@@ -303,8 +303,10 @@ class PostgreSQL:
                 self.drop(name)
 
 
-def _place() -> str:
+def _place(on_disk: bool) -> str:
     """Return a folder in memory, if it has room: a new database is 450 new files."""
+    if on_disk:
+        return "/var/tmp"
     try:
         has_room = shutil.disk_usage("/dev/shm").free >= _ROOM_BYTES
     except OSError:
@@ -356,10 +358,12 @@ def require_postgresql() -> None:
 
 
 @contextmanager
-def running(settings: Mapping[str, str] | None = None) -> Iterator[PostgreSQL]:
+def running(
+    settings: Mapping[str, str] | None = None, *, on_disk: bool = False
+) -> Iterator[PostgreSQL]:
     """Run a server for a while; skips the test when this machine lacks PostgreSQL."""
     require_postgresql()
-    server = PostgreSQL(settings)
+    server = PostgreSQL(settings, on_disk=on_disk)
     try:
         server.make()
         yield server
