@@ -105,6 +105,35 @@ def rotate(path: Path) -> Seal:
     return Seal(keys)
 
 
+def text_of(path: Path) -> str:
+    """Return a key file as another node of the cluster takes it over: a secret.
+
+    :raises ConfigError: it cannot be read.
+    """
+    load(path)
+    return path.read_text(encoding="ascii")
+
+
+def adopt(path: Path, text: str) -> None:
+    """Take over the keys of another node of the cluster; own ones still open what they sealed.
+
+    Safe to repeat; nothing is written when they are there already.
+
+    :raises ConfigError: that is no key file, or this node's cannot be read or written.
+    """
+    try:
+        given = msgspec.json.decode(text, type=_KeyFile)
+    except msgspec.DecodeError as error:
+        raise ConfigError("What came as a key file is none.") from error
+    try:
+        own = _read(path) if path.exists() else _KeyFile(current="", keys={})
+        wanted = _KeyFile(current=given.current, keys={**own.keys, **given.keys})
+        if wanted != own:
+            _write_beside(path, wanted).replace(path)
+    except OSError as error:
+        raise ConfigError(f"Could not write the key file {path}: {error.strerror}.") from error
+
+
 def _make(path: Path) -> None:
     beside = _write_beside(path, _with_new_key({}))
     try:

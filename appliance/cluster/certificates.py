@@ -90,6 +90,17 @@ def read_certificate(text: str | bytes) -> x509.Certificate:
         raise InputError("That is no certificate.") from error
 
 
+def read_der(content: bytes) -> x509.Certificate:
+    """Return the certificate of a DER.
+
+    :raises Denied: it is none.
+    """
+    try:
+        return x509.load_der_x509_certificate(content)
+    except UNREADABLE as error:
+        raise Denied("That is no certificate.") from error
+
+
 def make_request(key: ec.EllipticCurvePrivateKey, node_id: str) -> str:
     """Return a request for a certificate, PEM; it proves that who asks has the key."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id)])

@@ -10,6 +10,7 @@ import os
 import threading
 
 from appliance.cluster import peer_service, services
+from appliance.cluster.entitlement import Entitlement
 from appliance.cluster.membership import MEMBER_ROLE, Membership
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
@@ -78,9 +79,11 @@ class ClusterMember:
         self._parts = parts
         self._cluster = cluster
         self._server = peer_service.make_server(cluster, parts.config)
+        self._entitlement = Entitlement(cluster, parts.state_dir, parts.world.clock)
         self._news = threading.Event()
         self._asked_at = self._followed_at = float("-inf")
         self._followed: Members | None = None
+        self._problem = ""
 
     def start(self) -> None:
         """Start the cluster's own store and broker, if they are here, and serve the others.
@@ -147,8 +150,20 @@ class ClusterMember:
                 return
             if current is not self._followed:
                 log.error("this node was removed from the cluster: its roles end")
+        elif self._cluster.is_told:
+            self._get_entitled()
         self._parts.follow(self._cluster.settings_of(self._parts.config, own))
         self._followed = current
+
+    def _get_entitled(self) -> None:
+        """Get what this node's roles need; without it those that it has go on."""
+        try:
+            self._entitlement.follow()
+            self._problem = ""
+        except AnynodeError as error:
+            if error.message != self._problem:
+                log.warning("what this node is entitled to is asked for again: %s", error)
+            self._problem = error.message
 
     def heartbeat(self) -> None:
         """Tell the controller that this node is alive, unless its compute role does."""

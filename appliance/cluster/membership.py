@@ -53,22 +53,33 @@ class Membership:
         return cls(folder) if (folder / CERTIFICATE).exists() else None
 
     @property
+    def is_told(self) -> bool:
+        """Whether the cluster has told this node what it is entitled to."""
+        return (self.folder / cluster_settings.SETTINGS).exists()
+
+    @property
     def bus_tls(self) -> TlsFiles | None:
         """How a broker is met that the cluster's authority vouches for; ``None`` for others."""
-        is_told = (self.folder / cluster_settings.SETTINGS).exists()
-        if is_told and not cluster_settings.read(self.folder).bus_is_ours:
+        if self.is_told and not cluster_settings.read(self.folder).bus_is_ours:
             return None
         return TlsFiles(authority=self.folder / AUTHORITY)
 
     def settings_of(self, config: Config, own: Member | None) -> Config:
-        """Return a node's settings with the roles that the cluster wants of it.
+        """Return a node's settings as the cluster wants them now, its roles with them.
 
-        Those that reach the store come when the node may: it needs another certificate and login.
+        Those that reach the store come once the node has what they need: settings that name the
+        store, which it gets with the certificate of a control node.
 
         :param own: the node in the list of members; ``None`` when it was removed.
         """
+        may_reach_store = bool(own and own.is_control)
+        if self.is_told:
+            told = cluster_settings.read(self.folder)
+            layers = cluster_settings.layers_of(told, self.folder)
+            config = cluster_settings.with_layers(config, layers)
+            may_reach_store = told.is_control
         roles = own.roles if own else ()
-        if own and not own.is_control:
+        if not may_reach_store:
             roles = tuple(name for name in roles if name not in STORE_ROLES)
         node = msgspec.structs.replace(config.node, roles=roles)
         return msgspec.structs.replace(config, node=node)

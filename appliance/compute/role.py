@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
+from appliance.compute.offer import offered
 from appliance.compute.record import Held
 from appliance.compute.subject import Drivers
 from appliance.compute.worker import Worker
@@ -172,7 +173,7 @@ class ComputeNode:
         """Tell the controller that this node is alive, and what it offers."""
         settings = self._parts.config.compute
         capacity = self._driver.capacity()
-        memory_mib = max(capacity.memory_mib - settings.reserved_memory_mib, 0)
+        vcpus, memory_mib, disk_gib = offered(capacity, settings)
         vital = self._parts.vital()
         self._parts.bus.announce(
             "controller",
@@ -180,9 +181,9 @@ class ComputeNode:
                 node_id=self._parts.node_id,
                 boot_id=self._parts.boot_id,
                 capacity=capacity,
-                offered_vcpus=int(capacity.vcpus * settings.vcpu_ratio),
-                offered_memory_mib=int(memory_mib * settings.memory_ratio),
-                offered_disk_gib=int(capacity.disk_gib * settings.disk_ratio),
+                offered_vcpus=vcpus,
+                offered_memory_mib=memory_mib,
+                offered_disk_gib=disk_gib,
                 release=vital.release,
                 roles=vital.roles,
                 problems=vital.problems,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from appliance.bus import Delivery
+from appliance.cluster.doors import close_doors, open_doors
 from appliance.controller import lost, reports
 from appliance.controller.roster import Roster
 from appliance.controller.settle import Action, Held, next_action, order_for_holding
@@ -79,6 +80,8 @@ class ControllerRole:
                 Periodic(name="sweep", every_s=settings.sweep_every_s, run=sweeper.sweep),
                 Periodic(name="forget", every_s=3600.0, run=lambda: forget(parts)),
             ),
+            start=lambda: open_doors(parts),
+            stop=lambda: close_doors(parts),
         )
 
 

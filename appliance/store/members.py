@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from appliance.bus.topology import MEMBER_TOPIC
 from appliance.cluster import certificates
 from appliance.cluster.certificates import Identity
+from appliance.errors import Conflict
 from appliance.messages import GetMembers, Members, MembersChanged
 from appliance.model import Member
 from appliance.store import Transaction, cluster_facts, policy
-from appliance.store.schema import cluster, node_status, nodes, revoked_certificates
+from appliance.store import nodes as store_nodes
+from appliance.store.nodes import Node
+from appliance.store.schema import (
+    cluster,
+    node_claims,
+    node_status,
+    nodes,
+    revoked_certificates,
+)
 
 _KEY = "members_revision"
 _SUPERSEDED = "superseded:"
@@ -62,14 +72,70 @@ def certify(
         policy.node_moved(tx, node_id)
 
 
+def is_known(tx: Transaction, node_id: str) -> bool:
+    """Say whether there is, or was, a node of that id."""
+    return tx.execute(select(nodes.c.id).where(nodes.c.id == node_id)).first() is not None
+
+
+def enrol(
+    tx: Transaction, node: Node, *, certificate: str, address: str, approved: Sequence[int]
+) -> None:
+    """Make a hypervisor a member; the list has changed then.
+
+    :param approved: vcpus, MiB of memory, GiB of disk that it may offer at most; none: no limit.
+    :raises Conflict: another member has its name, or its address; nothing was written.
+    """
+    of_others = (nodes.c.removed_at.is_(None), nodes.c.id != node.node_id)
+    for column, value, option in (
+        (nodes.c.name, node.name, "--name"),
+        (nodes.c.address, address, "--address or --port"),
+    ):
+        if tx.execute(select(nodes.c.id).where(*of_others, column == value)).first():
+            raise Conflict(
+                f"Another node of the cluster has the {column.name} {value}.",
+                hint=f"Join with another {option}; one that is gone for good is taken out with "
+                "`anynode node remove`.",
+            )
+    store_nodes.join(tx, node)
+    vcpus, memory_mib, disk_gib = (one or None for one in approved)
+    tx.execute(
+        update(nodes)
+        .where(nodes.c.id == node.node_id)
+        .values(
+            certificate=certificate,
+            address=address,
+            is_control=False,
+            approved_vcpus=vcpus,
+            approved_memory_mib=memory_mib,
+            approved_disk_gib=disk_gib,
+        )
+    )
+
+
+def withdraw(tx: Transaction, node_id: str) -> None:
+    """Forget a node that was enrolled a moment ago, and has done nothing yet."""
+    expel(tx, node_id)
+    for table, column in (
+        (node_claims, node_claims.c.node_id),
+        (node_status, node_status.c.node_id),
+        (nodes, nodes.c.id),
+    ):
+        tx.execute(delete(table).where(column == node_id))
+
+
+def is_revoked(tx: Transaction, serial: str) -> bool:
+    """Say whether a certificate is listed as revoked."""
+    query = select(revoked_certificates.c.serial).where(revoked_certificates.c.serial == serial)
+    return tx.execute(query).first() is not None
+
+
 def revoke(tx: Transaction, serial: str, node_id: str, ends_at: float) -> None:
     """List a certificate as revoked; the list has changed then. Safe to repeat.
 
     :param serial: hexadecimal, as in the list.
     :param ends_at: when the certificate ends by itself, and need no longer be listed.
     """
-    known = select(revoked_certificates.c.serial).where(revoked_certificates.c.serial == serial)
-    if tx.execute(known).first() is None:
+    if not is_revoked(tx, serial):
         tx.execute(
             insert(revoked_certificates).values(
                 serial=serial, node_id=node_id, revoked_at=tx.now, expires_at=ends_at
@@ -107,6 +173,11 @@ def revoke_superseded(tx: Transaction, node_id: str) -> bool:
         revoke(tx, identity.serial, node_id, identity.ends_at)
     cluster_facts.remove(tx, _SUPERSEDED + node_id)
     return bool(known)
+
+
+def has_superseded(tx: Transaction, node_id: str) -> bool:
+    """Say whether certificates of a node, that others took the place of, still count."""
+    return bool(_superseded(tx, node_id))
 
 
 def _superseded(tx: Transaction, node_id: str) -> list[Identity]:

@@ -1,0 +1,81 @@
+"""What members ask each other at the peer service, and what they answer: JSON, like messages.
+
+Unknown fields are ignored and new fields have defaults.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from appliance.cluster.settings import MemberSettings
+from appliance.messages import Members
+
+JOIN, SETTINGS, RENEW, SETTLED = "/join", "/settings", "/renew", "/settled"
+
+VERSIONS = (1,)
+"""Forms of these questions that this program understands."""
+
+
+class PeerMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all questions and answers."""
+
+
+class JoinRequest(PeerMessage, frozen=True, kw_only=True):
+    """A machine wants to become a member. What it offers is after its ratios; 0: nothing said.
+
+    ``certificate_request`` is PEM; ``address`` is that of its peer service, without the port.
+    """
+
+    token_id: str
+    secret: str
+    certificate_request: str
+    node_id: str
+    name: str
+    zone: str
+    address: str
+    port: int
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_gib: int = 0
+    release: str = ""
+    versions: tuple[int, ...] = VERSIONS
+
+    def __repr__(self) -> str:
+        return f"JoinRequest(node_id={self.node_id!r}, token_id={self.token_id!r})"
+
+
+class JoinAnswer(PeerMessage, frozen=True, kw_only=True):
+    """What makes the machine a member; certificates are PEM."""
+
+    certificate: str
+    authority: str
+    settings: MemberSettings
+    members: Members
+
+
+class SettingsAnswer(PeerMessage, frozen=True, kw_only=True):
+    """What a member is entitled to. ``sealing_keys`` is the key file, for control nodes only."""
+
+    settings: MemberSettings
+    sealing_keys: str = ""
+
+
+class RenewRequest(PeerMessage, frozen=True, kw_only=True):
+    """A member wants its next certificate; the request is PEM."""
+
+    certificate_request: str
+
+
+class RenewAnswer(PeerMessage, frozen=True, kw_only=True):
+    """The certificate, PEM, and the bus with a new login where the node's kind has changed."""
+
+    certificate: str
+    bus_url: str = ""
+
+
+class Trouble(PeerMessage, frozen=True, kw_only=True):
+    """Why a question was not answered."""
+
+    message: str
+    code: str = ""
+    hint: str = ""
