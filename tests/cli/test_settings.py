@@ -116,5 +116,5 @@ def test_a_url_that_cannot_be_used_is_a_sentence_without_it(empty: Shell, url: s
 
 def test_a_bus_that_there_is_not_is_named_without_its_password(empty: Shell) -> None:
     text = empty.config_path.read_text()
-    empty.config_path.write_text(f'{text}\n[bus]\nurl = "amqp://me:s3cret@host/"\n')
-    assert "There is no bus for 'amqp://me:***@host/'" in empty.fail("run")
+    empty.config_path.write_text(f'{text}\n[bus]\nurl = "redis://me:s3cret@host/"\n')
+    assert "There is no bus for 'redis://me:***@host/'" in empty.fail("run")
