@@ -7,6 +7,7 @@ import logging
 from appliance.bus import Delivery
 from appliance.cluster.doors import close_doors, open_doors
 from appliance.controller import lost, reports
+from appliance.controller.heartbeats import WRITE_EVERY_S, Heartbeats
 from appliance.controller.roster import Roster
 from appliance.controller.settle import Action, Held, next_action, order_for_holding
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
@@ -32,7 +33,7 @@ from appliance.store import (
     history,
     instances,
     launches,
-    leases,
+    members,
     nodes,
     placements,
     timeline,
@@ -42,11 +43,6 @@ from appliance.store.placements import Placement
 
 log = logging.getLogger(__name__)
 api_versions = frozenset({1})
-
-LEASE_SWEEPS = 3
-"""Sweeps that the controller which sweeps may miss before another does."""
-
-SHORTEST_LEASE_S = 3.0
 
 
 def create(settings: NoSettings, context: PluginContext) -> object:
@@ -61,7 +57,8 @@ class ControllerRole:
     def role_create(self, parts: NodeParts) -> Role:
         """Take reports and wishes, answer inventories, sweep."""
         settings = parts.config.controller
-        sweeper = Sweeper(parts)
+        heartbeats = Heartbeats(parts)
+        sweeper = Sweeper(parts, heartbeats)
         return Role(
             name="controller",
             topic="controller",
@@ -75,8 +72,9 @@ class ControllerRole:
                 Inventory: lambda question: inventory(parts, question),
                 GetMembers: Roster(parts).answer,
             },
-            hears={Heartbeat: lambda message: heartbeat(parts, message)},
+            hears={Heartbeat: heartbeats.hear},
             periodic=(
+                Periodic(name="heartbeats", every_s=WRITE_EVERY_S, run=heartbeats.write),
                 Periodic(name="sweep", every_s=settings.sweep_every_s, run=sweeper.sweep),
                 Periodic(name="forget", every_s=3600.0, run=lambda: forget(parts)),
             ),
@@ -207,29 +205,6 @@ def _fail_unplaced(tx: Transaction, message: DeadLetter) -> None:
             instances.stopped(tx, instance, reason)
 
 
-def heartbeat(parts: NodeParts, message: Heartbeat) -> None:
-    """Note that a node is alive, and what it offers."""
-
-    def note(tx: Transaction) -> None:
-        condition = nodes.Condition(
-            capacity=message.capacity,
-            release=message.release,
-            versions=message.versions,
-            roles=message.roles,
-            problems=message.problems,
-        )
-        nodes.seen(tx, message.node_id, message.boot_id, condition)
-        nodes.offer(
-            tx,
-            message.node_id,
-            vcpus=message.offered_vcpus,
-            memory_mib=message.offered_memory_mib,
-            disk_gib=message.offered_disk_gib,
-        )
-
-    parts.need_store().transaction(note)
-
-
 def inventory(parts: NodeParts, question: Inventory) -> Holdings:
     """Compare what a node holds with what it should; answer the orders that it lacks."""
 
@@ -276,8 +251,9 @@ class Sweeper:
     kept in memory: after a restart it is ordered once more, which does no harm.
     """
 
-    def __init__(self, parts: NodeParts) -> None:
+    def __init__(self, parts: NodeParts, heartbeats: Heartbeats) -> None:
         self._parts = parts
+        self._heartbeats = heartbeats
         self._ordered_at: dict[str, float] = {}
 
     def sweep(self) -> None:
@@ -304,12 +280,15 @@ class Sweeper:
     def _look_at_nodes(self, tx: Transaction) -> bool:
         """Find nodes that are down, and help what waits for them; ``False``: it is not our turn."""
         settings = self._parts.config.controller
-        lease_s = max(LEASE_SWEEPS * settings.sweep_every_s, SHORTEST_LEASE_S)
-        if not leases.take(tx, "sweep", self._parts.node_id, lease_s):
+        if not self._heartbeats.take_turn(tx):
             return False
+        self._heartbeats.note_all(tx)
         well_for_s = self._parts.bus.well_for_s()
-        for node_id in nodes.mark_silent_down(tx, settings.node_silence_s, well_for_s):
+        down = nodes.mark_silent_down(tx, settings.node_silence_s, well_for_s)
+        for node_id in down:
             log.warning("node %s is down: silent for %g s", node_id, settings.node_silence_s)
+        if down:
+            members.changed(tx)
         for instance_id in lost.place_anew(tx):
             log.info("instance %s is placed anew: its node is down", instance_id)
         for instance_id in lost.end_away(tx):

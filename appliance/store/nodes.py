@@ -5,7 +5,9 @@ Claims and status are different tables, so that a heartbeat never races with a p
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +26,7 @@ _VIEWS = (
 )
 _OFFERED = (
     select(
+        nodes.c.id,
         nodes.c.approved_vcpus,
         nodes.c.approved_memory_mib,
         nodes.c.approved_disk_gib,
@@ -32,7 +35,21 @@ _OFFERED = (
         node_claims.c.disk_gib,
     )
     .outerjoin(node_claims, node_claims.c.node_id == nodes.c.id)
-    .where(nodes.c.id == bindparam("node_id"), nodes.c.removed_at.is_(None))
+    .where(nodes.c.id.in_(bindparam("node_ids", expanding=True)), nodes.c.removed_at.is_(None))
+)
+_SEEN = (
+    update(node_status)
+    .where(node_status.c.node_id == bindparam("of_node"))
+    .values(seen_at=bindparam("heard_at"), boot_id=bindparam("boot"), body=bindparam("said"))
+)
+_WAS_DOWN = select(node_status.c.node_id).where(
+    node_status.c.node_id.in_(bindparam("node_ids", expanding=True)),
+    node_status.c.is_up.is_(False),
+)
+_RISE = (
+    update(node_status)
+    .where(node_status.c.node_id.in_(bindparam("node_ids", expanding=True)))
+    .values(is_up=True, changed_at=bindparam("now"))
 )
 _CLAIM = (
     update(node_claims)
@@ -84,42 +101,88 @@ def join(tx: Transaction, node: Node) -> None:
         tx.execute(insert(node_status).values(node_id=node.node_id, changed_at=tx.now))
 
 
+class Offer(NamedTuple):
+    """What a node offers to instances."""
+
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+
+
+class Beat(NamedTuple):
+    """A heartbeat, with the moment at which it came."""
+
+    node_id: str
+    boot_id: str
+    condition: Condition
+    offer: Offer
+    at: float
+
+
 def offer(tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gib: int) -> None:
     """Write what a node offers to instances, at most what the operator has approved.
 
     Nothing is written for one that has never offered anything, and offers nothing now.
     """
-    row = tx.execute(_OFFERED, {"node_id": node_id}).first()
-    if row is None:
-        return
-    approved = (row.approved_vcpus, row.approved_memory_mib, row.approved_disk_gib)
-    wanted = tuple(
-        min(given, most) if most is not None else given
-        for given, most in zip((vcpus, memory_mib, disk_gib), approved, strict=True)
-    )
-    offered = dict(zip(("vcpus", "memory_mib", "disk_gib"), wanted, strict=True))
-    if row.vcpus is None:
-        if any(wanted):
-            tx.execute(insert(node_claims).values(node_id=node_id, **offered))
-    elif (row.vcpus, row.memory_mib, row.disk_gib) != wanted:
-        tx.execute(update(node_claims).where(node_claims.c.node_id == node_id).values(**offered))
+    _offer_all(tx, {node_id: Offer(vcpus, memory_mib, disk_gib)})
 
 
-def seen(
-    tx: Transaction, node_id: str, boot_id: str, condition: Condition, at: float | None = None
-) -> None:
-    """Write a heartbeat, which came ``at`` or now: the node is up, since then if it was not."""
-    table, heard_at = node_status, tx.now if at is None else at
+def _offer_all(tx: Transaction, offers: Mapping[str, Offer]) -> None:
+    for row in tx.execute(_OFFERED, {"node_ids": list(offers)}).all():
+        approved = (row.approved_vcpus, row.approved_memory_mib, row.approved_disk_gib)
+        wanted = Offer(
+            *(
+                min(given, most) if most is not None else given
+                for given, most in zip(offers[row.id], approved, strict=True)
+            )
+        )
+        if row.vcpus is None:
+            if any(wanted):
+                tx.execute(insert(node_claims).values(node_id=row.id, **wanted._asdict()))
+        elif (row.vcpus, row.memory_mib, row.disk_gib) != wanted:
+            tx.execute(
+                update(node_claims)
+                .where(node_claims.c.node_id == row.id)
+                .values(**wanted._asdict())
+            )
+
+
+def seen(tx: Transaction, node_id: str, boot_id: str, condition: Condition) -> None:
+    """Write that a node is alive, which it was not, or was."""
+    _seen_all(tx, [Beat(node_id, boot_id, condition, Offer(0, 0, 0), tx.now)])
+
+
+def _seen_all(tx: Transaction, beats: Sequence[Beat]) -> list[str]:
     tx.execute(
-        update(table)
-        .where(table.c.node_id == node_id)
-        .values(seen_at=heard_at, boot_id=boot_id, body=msgspec.json.encode(condition))
+        _SEEN,
+        [
+            {
+                "of_node": beat.node_id,
+                "heard_at": beat.at,
+                "boot": beat.boot_id,
+                "said": msgspec.json.encode(beat.condition),
+            }
+            for beat in beats
+        ],
     )
-    tx.execute(
-        update(table)
-        .where(table.c.node_id == node_id, table.c.is_up.is_(False))
-        .values(is_up=True, changed_at=heard_at)
-    )
+    node_ids = [beat.node_id for beat in beats]
+    risen = list(tx.execute(_WAS_DOWN, {"node_ids": node_ids}).scalars())
+    if risen:
+        tx.execute(_RISE, {"node_ids": risen, "now": tx.now})
+    return risen
+
+
+def heard(tx: Transaction, beats: Sequence[Beat]) -> list[str]:
+    """Write heartbeats, one of each node: it is up, since now if it was not.
+
+    Returns the ids of those that were not. A handful of statements for any number of nodes of
+    which nothing else has changed.
+    """
+    if not beats:
+        return []
+    risen = _seen_all(tx, beats)
+    _offer_all(tx, {beat.node_id: beat.offer for beat in beats})
+    return risen
 
 
 def mark_silent_down(tx: Transaction, silence_s: float, well_for_s: float) -> list[str]:
