@@ -36,9 +36,7 @@ def test_tags_are_told_only_where_that_was_asked_for(
     assert shown == asked.get("InstanceMetadataTags", "disabled")
 
     def bind(tx: Transaction) -> dict[str, str]:
-        binding = instances.bind(
-            tx, instance["InstanceId"], 1, region="local-1", quarantine_s=0
-        )
+        binding = instances.bind(tx, instance["InstanceId"], 1, region="local-1", quarantine_s=0)
         return binding.metadata.tags
 
     assert front.store.transaction(bind) == told
