@@ -383,7 +383,9 @@ class Node:
         with self._changing:
             if name in self.roles or self._is_stopped:
                 return
-            log.info("starting role %s", name)
+            log.log(
+                logging.DEBUG if name in self.problems else logging.INFO, "starting role %s", name
+            )
             role = made or self._make_role(name)
             try:
                 role.start()

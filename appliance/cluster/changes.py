@@ -5,7 +5,6 @@ Each change is written to the store; the node concerned follows by itself.
 
 from __future__ import annotations
 
-from appliance.cluster import certificates
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.role import STORE_ROLES
 from appliance.store import Transaction, members, node_changes, nodes, placements
@@ -113,10 +112,7 @@ def remove(tx: Transaction, name: str) -> str:
         return removed
     _check_empty(tx, node, "leave")
     _check_not_last(tx, node, [role for role in node.roles if role in STORE_ROLES])
-    known = members.find(tx, node.node_id)
-    if known and known.certificate:
-        identity = certificates.identity_of(certificates.read_certificate(known.certificate))
-        members.revoke(tx, identity.serial, node.node_id, identity.ends_at)
+    members.expel(tx, node.node_id)
     node_changes.remove(tx, node.node_id)
     members.changed(tx)
     return node.node_id

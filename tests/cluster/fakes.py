@@ -31,7 +31,7 @@ import pytest
 from botocore.config import Config as ClientConfig
 
 from appliance import node_process, seal
-from appliance.cluster import settings
+from appliance.cluster import authority, decided, logins, settings
 from appliance.cluster.settings import MemberSettings
 from appliance.config import CONFIG_NAME, Config, load_config
 from appliance.image_import import Wanted, import_image
@@ -181,6 +181,20 @@ class FakeCluster:
         seal.load(self._seal_path)
         self.key = ("", "")
         self.image_id = ""
+        self.change(self._found)
+
+    def _found(self, tx: Transaction) -> None:
+        """Write what a founding leaves in the store: what nodes are entitled to comes of it."""
+        keys = seal.load(self._seal_path)
+        authority.keep(tx, keys, self._authority.authority)
+        what = decided.Decided(
+            bus_urls=decided.without_login(self.vhost.url),
+            store_url=self.store_url,
+            bus_is_ours=False,
+            store_is_ours=False,
+        )
+        decided.keep(tx, keys, what)
+        logins.keep_access(tx, keys, self.vhost.access)
 
     def __getitem__(self, name: str) -> FakeNode:
         return self.nodes[name]

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from botocore.exceptions import ClientError
 
+from appliance.cluster import settings
 from appliance.store import nodes
 from tests.cluster.fakes import ALL_ROLES, HYPERVISOR_ROLES, FakeCluster, running, wait_until
 from tests.services.postgresql import PostgreSQL
@@ -138,6 +140,40 @@ def test_status_works_on_any_node(cluster: FakeCluster, name: str) -> None:
     assert ("on n1 or n2." in shown) is (name == "n3")
 
 
+def test_a_hypervisor_becomes_a_control_node_and_back(cluster: FakeCluster) -> None:
+    """Its first role that reaches the store brings another certificate, login and settings."""
+    node, ids = cluster["n3"], []
+    cluster["n1"].run_cli("node", "drain", "n1")
+    cluster["n1"].run_cli("node", "drain", "n2")
+    ids = cluster.launch(via=node)
+    cluster.wait_state("running", *ids, via=node)
+    added = cluster["n1"].run_cli("role", "add", "scheduler", "--node", "n3")
+    assert added.returncode == 0, added.stderr + node.log[-3000:]
+    told = settings.read(settings.folder_of(node.folder / "state"))
+    assert told.is_control
+    assert told.store_url
+    assert f"c-{node.node_id}" in told.bus_url
+    cluster.wait_state("running", *ids, via=node)
+    assert launched_s(cluster, "n3") < 5
+    added = cluster["n1"].run_cli("role", "add", "api", "--node", "n3")
+    assert added.returncode == 0, added.stderr + node.log[-3000:]
+    assert launched_s(cluster, "n3") < 5
+    for role in ("api", "scheduler"):
+        taken = cluster["n1"].run_cli("role", "remove", role, "--node", "n3")
+        assert taken.returncode == 0, taken.stderr + node.log[-3000:]
+
+    def is_hypervisor() -> bool:
+        told = settings.read(settings.folder_of(node.folder / "state"))
+        return not told.is_control and not told.store_url and f"h-{node.node_id}" in told.bus_url
+
+    wait_until(is_hypervisor, lambda: f"n3 is a hypervisor again\n{node.log[-3000:]}")
+    cluster.wait_state("running", *ids, via=node)
+    assert launched_s(cluster, "n3") < 5
+    node.client().terminate_instances(InstanceIds=ids)
+    for name in ("n1", "n2"):
+        cluster["n1"].run_cli("node", "undrain", name)
+
+
 @pytest.mark.parametrize("dead", ["n1", "n2"])
 def test_another_node_serves_when_one_dies(cluster: FakeCluster, dead: str) -> None:
     """Its only process is killed in the middle of work: the next launch is another's."""
@@ -152,3 +188,32 @@ def test_another_node_serves_when_one_dies(cluster: FakeCluster, dead: str) -> N
     cluster.wait_known(dead)
     cluster[other].run_cli("node", "undrain", dead)
     assert launched_s(cluster, dead) < 5
+
+
+def test_a_removed_node_is_answered_by_nobody(cluster: FakeCluster) -> None:
+    node = cluster.add("n4", roles=HYPERVISOR_ROLES)
+    node.start()
+    cluster.wait_known("n4")
+    assert launched_s(cluster, "n4") < 5
+    for name in ("n1", "n2", "n3"):
+        cluster["n1"].run_cli("node", "drain", name)
+    ids = cluster.launch(via=cluster["n1"])
+    cluster.wait_state("running", *ids, via=cluster["n1"])
+    refused = cluster["n1"].run_cli("node", "remove", "n4", "--yes")
+    assert "n4 cannot leave: it has instances" in refused.stderr
+    cluster["n1"].client().terminate_instances(InstanceIds=ids)
+    cluster.wait_state("terminated", *ids, via=cluster["n1"])
+
+    def is_gone() -> bool:
+        return cluster["n1"].run_cli("node", "remove", "n4", "--yes").returncode == 0
+
+    wait_until(is_gone, "n4 is removed")
+    assert is_gone(), "it is safe to repeat"
+    assert "n4" not in cluster["n1"].run_cli("status").stdout
+    with pytest.raises(ClientError, match="Unavailable"):
+        node.client().describe_instances()
+    for name in ("n1", "n2", "n3"):
+        cluster["n1"].run_cli("node", "undrain", name)
+    assert launched_s(cluster, "n1") < 5
+    node.stop()
+    del cluster.nodes["n4"]

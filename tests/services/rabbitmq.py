@@ -198,10 +198,14 @@ class Broker:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def access(self, vhost: str) -> Access:
+        """Return how a virtual host is administered."""
+        url = f"http://{ADMIN}:{self.password}@127.0.0.1:{self.admin_port}"
+        return Access(urls=(url,), vhost=vhost)
+
     def management(self, vhost: str) -> Management:
         """Return a client of the management API."""
-        url = f"http://{ADMIN}:{self.password}@127.0.0.1:{self.admin_port}"
-        return Management(Access(urls=(url,), vhost=vhost))
+        return Management(self.access(vhost))
 
     def url(
         self, vhost: str, user: str = ADMIN, password: str = "", *, is_tls: bool = False
@@ -245,6 +249,11 @@ class VirtualHost:
     def url(self) -> str:
         """The URL of who administers it, who may do anything."""
         return self.broker.url(self.name)
+
+    @property
+    def access(self) -> Access:
+        """How it is administered."""
+        return self.broker.access(self.name)
 
     def admit(self, node_id: str, *, is_control: bool) -> str:
         """Make a node's login and its queue; return the URL with the login."""
