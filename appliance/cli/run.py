@@ -51,6 +51,7 @@ def _endpoint_words(endpoint: str) -> str:
 def _run(access: Access, log_file: Path | None) -> None:
     from appliance import crash_points, log, node_process
     from appliance.cli.signals import Signals
+    from appliance.ending import end_process
     from appliance.node import Node
     from appliance.world import World
 
@@ -72,7 +73,8 @@ def _run(access: Access, log_file: Path | None) -> None:
             write(node_process.up(process))
             signals.wait()
         finally:
-            # Even the interpreter's own end: its watchdog needs no other thread. That it is a hard
-            # one does no harm, and what everybody waited for is on standard error.
+            # This watchdog needs no other thread. That its end is a hard one does no harm, and
+            # what everybody waited for is on standard error.
             faulthandler.dump_traceback_later(END_S, exit=True)
             node.stop()
+    end_process()

@@ -211,6 +211,8 @@ def shut_down(subject: Subject) -> str:
         subject.drivers.compute.shut_down(subject.instance_id)
         while clock.monotonic() < until:
             subject.check_wanted()
+            if subject.parts.work.is_stopping:
+                raise Unavailable("The node stops; it waits for the instance when it is up again.")
             if not _is_running(subject):
                 return "it shut down"
             clock.sleep(_POLL_S)

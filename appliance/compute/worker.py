@@ -133,14 +133,16 @@ class Worker:
 
     def _carry_out(self, run: Attempt) -> None:
         match run.held.verb:
-            case "run":
-                with self._slots:
-                    self._launch(run)
             case "stop":
                 self._stop(run)
-            case "remove":
+            case verb:
                 with self._slots:
-                    self._remove(run)
+                    if self._parts.work.is_stopping:
+                        log.info("work on %s waits for the next start", run.held.instance_id)
+                    elif verb == "run":
+                        self._launch(run)
+                    else:
+                        self._remove(run)
 
     def _launch(self, run: Attempt) -> None:
         held = run.held
