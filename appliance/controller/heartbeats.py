@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from appliance.messages import Heartbeat
 from appliance.node import NodeParts
@@ -21,18 +26,87 @@ LEASE_SWEEPS = 3
 SHORTEST_LEASE_S = 3.0
 WRITE_EVERY_S = 1.0
 
+TELL_EVERY_S = 30.0
+"""Seconds after which a node's condition is written though only its load has changed."""
+
+
+class Batch(NamedTuple):
+    """Heartbeats to be written, and the nodes whose conditions are written, too."""
+
+    beats: Mapping[str, Beat]
+    in_full: frozenset[str]
+
+
+@dataclass
+class Heard:
+    """What one controller has heard of the nodes, and what of it is written."""
+
+    silence_s: float
+    _waiting: dict[str, Beat] = field(default_factory=dict)
+    _written: dict[str, Beat] = field(default_factory=dict)
+    _told: dict[str, Beat] = field(default_factory=dict)
+
+    def add(self, beat: Beat) -> bool:
+        """Note a heartbeat; say whether it is news that a node is alive, or was started."""
+        self._waiting[beat.node_id] = beat
+        before = self._written.get(beat.node_id)
+        return (
+            before is None or before.boot_id != beat.boot_id or beat.at - before.at > self.silence_s
+        )
+
+    def batch(self) -> Batch:
+        """Return what is to be written now."""
+        waiting = dict(self._waiting)
+        in_full = frozenset(
+            node_id for node_id, beat in waiting.items() if _counts(self._told.get(node_id), beat)
+        )
+        return Batch(waiting, in_full)
+
+    def note_written(self, batch: Batch, known: Collection[str]) -> None:
+        """Note that a batch is written, as far as its nodes are known."""
+        for node_id, beat in batch.beats.items():
+            if self._waiting.get(node_id) is beat:
+                del self._waiting[node_id]
+            if node_id not in known:
+                continue
+            self._written[node_id] = beat
+            if node_id in batch.in_full:
+                self._told[node_id] = beat
+
+    def forget_written(self) -> None:
+        """Trust nothing that is written: another controller writes now."""
+        self._written.clear()
+        self._told.clear()
+
+
+def _counts(told: Beat | None, beat: Beat) -> bool:
+    """Say whether a heartbeat tells more than that the node is alive."""
+    return (
+        told is None
+        or beat.at - told.at >= TELL_EVERY_S
+        or beat.boot_id != told.boot_id
+        or _lasting(beat.condition) != _lasting(told.condition)
+    )
+
+
+def _lasting(condition: Condition) -> Condition:
+    """Return a condition without what changes all the time."""
+    if condition.capacity is None:
+        return condition
+    lasting = replace(condition.capacity, load_1m=0.0, memory_free_mib=0, disk_free_gib=0)
+    return replace(condition, capacity=lasting)
+
 
 class Heartbeats:
-    """What one controller has heard of the nodes and has not written yet.
+    """The heartbeats that one controller hears, on their way to the store.
 
-    A controller without the lease keeps the last heartbeat of each, so that when it takes over it
-    knows who was alive meanwhile.
+    A controller without the lease keeps the last heartbeat of each node, so that when it takes
+    over it knows who was alive meanwhile.
     """
 
     def __init__(self, parts: NodeParts) -> None:
         self._parts = parts
-        self._heard: dict[str, Beat] = {}
-        self._written: set[str] = set()
+        self._heard = Heard(parts.config.controller.node_silence_s)
         self._rests_until = float("-inf")
         self._changing = threading.Lock()
         self._writing = threading.Lock()
@@ -45,25 +119,9 @@ class Heartbeats:
 
     def hear(self, message: Heartbeat) -> None:
         """Note that a node is alive; the first heartbeat of one is written at once."""
-        beat = Beat(
-            node_id=message.node_id,
-            boot_id=message.boot_id,
-            condition=Condition(
-                capacity=message.capacity,
-                release=message.release,
-                versions=message.versions,
-                roles=message.roles,
-                problems=message.problems,
-            ),
-            offer=Offer(
-                message.offered_vcpus, message.offered_memory_mib, message.offered_disk_gib
-            ),
-            at=self._parts.world.clock.now(),
-        )
         with self._changing:
-            self._heard[beat.node_id] = beat
-            is_known = beat.node_id in self._written
-        if not is_known:
+            is_news = self._heard.add(_beat_of(message, self._parts.world.clock.now()))
+        if is_news:
             self.write()
 
     def write(self) -> None:
@@ -75,21 +133,24 @@ class Heartbeats:
             return
         with self._writing:
             with self._changing:
-                batch = dict(self._heard)
-            if batch and self._parts.need_store().transaction(lambda tx: self._note(tx, batch)):
-                with self._changing:
-                    self._written |= batch.keys()
-                    for node_id, beat in batch.items():
-                        if self._heard.get(node_id) is beat:
-                            del self._heard[node_id]
+                batch = self._heard.batch()
+            if not batch.beats:
+                return
+            known = self._parts.need_store().transaction(lambda tx: self._note(tx, batch))
+            if known is not None:
+                self._note_written(batch, known)
 
-    def _note(self, tx: Transaction, batch: dict[str, Beat]) -> bool:
+    def _note(self, tx: Transaction, batch: Batch) -> Collection[str] | None:
         if not self.take_turn(tx):
-            return False
-        risen = nodes.heard(tx, list(batch.values()))
-        if risen:
+            return None
+        found = nodes.heard(tx, list(batch.beats.values()), batch.in_full)
+        if found.risen:
             members.changed(tx)
-        return True
+        return found.node_ids
+
+    def _note_written(self, batch: Batch, known: Collection[str]) -> None:
+        with self._changing:
+            self._heard.note_written(batch, known)
 
     def take_turn(self, tx: Transaction) -> bool:
         """Take the lease, or keep it; ``False`` when another controller has it."""
@@ -97,13 +158,29 @@ class Heartbeats:
             return True
         self._rests_until = self._parts.world.clock.monotonic() + self.lease_s / 2
         with self._changing:
-            self._written.clear()
+            self._heard.forget_written()
         return False
 
     def note_all(self, tx: Transaction) -> None:
         """Write in the transaction of a sweep what was heard, before it looks who was not."""
         with self._changing:
-            batch = list(self._heard.values())
+            batch = self._heard.batch()
         self._rests_until = float("-inf")
-        if nodes.heard(tx, batch):
+        if nodes.heard(tx, list(batch.beats.values()), batch.in_full).risen:
             members.changed(tx)
+
+
+def _beat_of(message: Heartbeat, at: float) -> Beat:
+    return Beat(
+        node_id=message.node_id,
+        boot_id=message.boot_id,
+        condition=Condition(
+            capacity=message.capacity,
+            release=message.release,
+            versions=message.versions,
+            roles=message.roles,
+            problems=message.problems,
+        ),
+        offer=Offer(message.offered_vcpus, message.offered_memory_mib, message.offered_disk_gib),
+        at=at,
+    )

@@ -5,13 +5,13 @@ Claims and status are different tables, so that a heartbeat never races with a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 
 from appliance.errors import NotFound
 from appliance.model import NodeCapacity, NodeView
@@ -24,27 +24,30 @@ _VIEWS = (
     .join(node_claims, node_claims.c.node_id == nodes.c.id)
     .where(nodes.c.removed_at.is_(None))
 )
-_OFFERED = (
+_KNOWN = (
     select(
         nodes.c.id,
         nodes.c.approved_vcpus,
         nodes.c.approved_memory_mib,
         nodes.c.approved_disk_gib,
+        node_status.c.is_up,
         node_claims.c.vcpus,
         node_claims.c.memory_mib,
         node_claims.c.disk_gib,
     )
+    .join(node_status, node_status.c.node_id == nodes.c.id)
     .outerjoin(node_claims, node_claims.c.node_id == nodes.c.id)
     .where(nodes.c.id.in_(bindparam("node_ids", expanding=True)), nodes.c.removed_at.is_(None))
 )
 _SEEN = (
     update(node_status)
-    .where(node_status.c.node_id == bindparam("of_node"))
-    .values(seen_at=bindparam("heard_at"), boot_id=bindparam("boot"), body=bindparam("said"))
+    .where(node_status.c.node_id.in_(bindparam("node_ids", expanding=True)))
+    .values(seen_at=bindparam("heard_at"))
 )
-_WAS_DOWN = select(node_status.c.node_id).where(
-    node_status.c.node_id.in_(bindparam("node_ids", expanding=True)),
-    node_status.c.is_up.is_(False),
+_TELL = (
+    update(node_status)
+    .where(node_status.c.node_id == bindparam("of_node"))
+    .values(boot_id=bindparam("boot"), body=bindparam("said"))
 )
 _RISE = (
     update(node_status)
@@ -119,70 +122,94 @@ class Beat(NamedTuple):
     at: float
 
 
+class Known(NamedTuple):
+    """What became of heartbeats: the nodes that are known, and those of them that were down."""
+
+    node_ids: frozenset[str]
+    risen: tuple[str, ...]
+
+
 def offer(tx: Transaction, node_id: str, *, vcpus: int, memory_mib: int, disk_gib: int) -> None:
     """Write what a node offers to instances, at most what the operator has approved.
 
     Nothing is written for one that has never offered anything, and offers nothing now.
     """
-    _offer_all(tx, {node_id: Offer(vcpus, memory_mib, disk_gib)})
+    for row in tx.execute(_KNOWN, {"node_ids": [node_id]}).all():
+        _offer(tx, row, Offer(vcpus, memory_mib, disk_gib))
 
 
-def _offer_all(tx: Transaction, offers: Mapping[str, Offer]) -> None:
-    for row in tx.execute(_OFFERED, {"node_ids": list(offers)}).all():
-        approved = (row.approved_vcpus, row.approved_memory_mib, row.approved_disk_gib)
-        wanted = Offer(
-            *(
-                min(given, most) if most is not None else given
-                for given, most in zip(offers[row.id], approved, strict=True)
-            )
+def _offer(tx: Transaction, row: Row[Any], given: Offer) -> None:
+    """Write an offer where it differs from the one that ``row``, one of ``_KNOWN``, has."""
+    approved = (row.approved_vcpus, row.approved_memory_mib, row.approved_disk_gib)
+    wanted = Offer(
+        *(
+            min(offered, most) if most is not None else offered
+            for offered, most in zip(given, approved, strict=True)
         )
-        if row.vcpus is None:
-            if any(wanted):
-                tx.execute(insert(node_claims).values(node_id=row.id, **wanted._asdict()))
-        elif (row.vcpus, row.memory_mib, row.disk_gib) != wanted:
-            tx.execute(
-                update(node_claims)
-                .where(node_claims.c.node_id == row.id)
-                .values(**wanted._asdict())
-            )
+    )
+    if row.vcpus is None:
+        if any(wanted):
+            tx.execute(insert(node_claims).values(node_id=row.id, **wanted._asdict()))
+    elif (row.vcpus, row.memory_mib, row.disk_gib) != wanted:
+        tx.execute(
+            update(node_claims).where(node_claims.c.node_id == row.id).values(**wanted._asdict())
+        )
 
 
 def seen(tx: Transaction, node_id: str, boot_id: str, condition: Condition) -> None:
     """Write that a node is alive, which it was not, or was."""
-    _seen_all(tx, [Beat(node_id, boot_id, condition, Offer(0, 0, 0), tx.now)])
+    known = tx.execute(_KNOWN, {"node_ids": [node_id]}).all()
+    _seen(tx, [Beat(node_id, boot_id, condition, Offer(0, 0, 0), tx.now)], {node_id})
+    _rise(tx, known)
 
 
-def _seen_all(tx: Transaction, beats: Sequence[Beat]) -> list[str]:
-    tx.execute(
-        _SEEN,
-        [
-            {
-                "of_node": beat.node_id,
-                "heard_at": beat.at,
-                "boot": beat.boot_id,
-                "said": msgspec.json.encode(beat.condition),
-            }
-            for beat in beats
-        ],
-    )
-    node_ids = [beat.node_id for beat in beats]
-    risen = list(tx.execute(_WAS_DOWN, {"node_ids": node_ids}).scalars())
+def _seen(tx: Transaction, beats: Sequence[Beat], in_full: Collection[str]) -> None:
+    by_second: dict[int, list[Beat]] = {}
+    for beat in beats:
+        by_second.setdefault(int(beat.at), []).append(beat)
+    for together in by_second.values():
+        values = {
+            "node_ids": [beat.node_id for beat in together],
+            "heard_at": min(beat.at for beat in together),
+        }
+        tx.execute(_SEEN, values)
+    told = [
+        {
+            "of_node": beat.node_id,
+            "boot": beat.boot_id,
+            "said": msgspec.json.encode(beat.condition),
+        }
+        for beat in beats
+        if beat.node_id in in_full
+    ]
+    if told:
+        tx.execute(_TELL, told)
+
+
+def _rise(tx: Transaction, known: Sequence[Row[Any]]) -> tuple[str, ...]:
+    risen = tuple(row.id for row in known if not row.is_up)
     if risen:
         tx.execute(_RISE, {"node_ids": risen, "now": tx.now})
     return risen
 
 
-def heard(tx: Transaction, beats: Sequence[Beat]) -> list[str]:
+def heard(tx: Transaction, beats: Sequence[Beat], in_full: Collection[str]) -> Known:
     """Write heartbeats, one of each node: it is up, since now if it was not.
 
-    Returns the ids of those that were not. A handful of statements for any number of nodes of
-    which nothing else has changed.
+    When they came is written to the second, for all of a second at once: two statements for any
+    number of nodes of which nothing else has changed.
+
+    :param in_full: the nodes whose conditions are written, too.
     """
     if not beats:
-        return []
-    risen = _seen_all(tx, beats)
-    _offer_all(tx, {beat.node_id: beat.offer for beat in beats})
-    return risen
+        return Known(frozenset(), ())
+    known = tx.execute(_KNOWN, {"node_ids": [beat.node_id for beat in beats]}).all()
+    of_node = {row.id: row for row in known}
+    _seen(tx, [beat for beat in beats if beat.node_id in of_node], in_full)
+    for beat in beats:
+        if beat.node_id in of_node:
+            _offer(tx, of_node[beat.node_id], beat.offer)
+    return Known(frozenset(of_node), _rise(tx, known))
 
 
 def mark_silent_down(tx: Transaction, silence_s: float, well_for_s: float) -> list[str]:
