@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 12
+SERVER_ATTEMPTS = 60
 PATIENCE_S = 15.0
 """Seconds for which a store that is held or away is tried again before the caller is told."""
 
@@ -228,7 +229,8 @@ class Store:
                     self._refuse_in_time(kind, error, found, tries[found], until)
                     if found is Kind.CONFLICT and tries[found] == 1 and self._writer is None:
                         self._wait_for_other_losers(turns, until)
-                clock.sleep(self._world.random.uniform(0, _longest_pause_s(found, tries[found])))
+                longest_s = self._longest_pause_s(found, tries[found])
+                clock.sleep(self._world.random.uniform(0, longest_s))
 
     def _refuse_in_time(
         self, kind: str, error: DBAPIError, found: Kind, times: int, until: float
@@ -246,7 +248,8 @@ class Store:
                 raise Unavailable("The store does not answer.", hint=_AWAY_HINT) from error
             return
         if found is Kind.CONFLICT:
-            if times == ATTEMPTS or is_over:
+            most = ATTEMPTS if self._writer else SERVER_ATTEMPTS
+            if times == most or is_over:
                 raise Unavailable(
                     f"The store refused a {kind} {times} times.", hint=_HINT
                 ) from error
@@ -256,6 +259,16 @@ class Store:
             f"The store failed: {error.orig}.", hint="Look at its disk and its log."
         ) from error
 
+    def _longest_pause_s(self, kind: Kind, times: int) -> float:
+        if kind is Kind.READ_ONLY:
+            return 0.05 * times
+        if kind is Kind.AWAY:
+            return min(0.05 * 2.0**times, 0.5)
+        if self._writer is None:
+            # The others of this process wait for it: it must not rest for long.
+            return min(0.002 * 2.0**times, 0.1)
+        return 0.01 * 2.0 ** min(times, 7)
+
     def _wait_for_other_losers(self, turns: ExitStack, until: float) -> None:
         if self._losers.acquire(timeout=max(until - self._world.clock.monotonic(), 0.0)):
             turns.callback(self._losers.release)
@@ -263,14 +276,6 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
-
-
-def _longest_pause_s(kind: Kind, times: int) -> float:
-    if kind is Kind.READ_ONLY:
-        return 0.05 * times
-    if kind is Kind.AWAY:
-        return min(0.05 * 2.0**times, 0.5)
-    return 0.01 * 2.0 ** min(times, 7)
 
 
 class _Backend(NamedTuple):

@@ -46,8 +46,10 @@ _TRY_TO_LEAVE = sql.SQL(
     "INSERT INTO commits (id, is_done, at) VALUES ({mark}, false, {now}) ON CONFLICT DO NOTHING; "
     "SELECT is_done FROM commits WHERE id = {mark}"
 )
+# Who waits for a row is refused when it is free, as a rule, and a deadlock is found by waiting: so
+# one waits for less than the second after which the server looks for those.
 _SESSION = b"""
-    SET statement_timeout = '10s'; SET lock_timeout = '5s';
+    SET statement_timeout = '10s'; SET lock_timeout = '500ms';
     SET idle_in_transaction_session_timeout = '20s'
 """
 _CONNECTION: dict[str, Any] = {

@@ -98,7 +98,7 @@ def _alone(store: Store, connection: Connection) -> Iterator[None]:
         time.sleep(0.1)
     try:
         with connection.begin():
-            connection.execute(text("SET statement_timeout = 0"))
+            connection.execute(text("SET statement_timeout = 0; SET lock_timeout = '30s'"))
         driver.answer_s = None
         yield
     finally:
