@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import select, update
 
+from appliance.config import Config
 from appliance.firewall import Packet
 from appliance.firewall.packet import UPLINK
 from appliance.model import NetworkPolicy
+from appliance.node import Node
+from appliance.scheduler import role as scheduler_role
+from appliance.scheduler.plan import Placing
 from appliance.store import policy, schema
+from appliance.world import World
 from tests.chain.conftest import quiet_deaths  # noqa: F401
 from tests.chain.harness import wait_until
 from tests.faults.open_node import MakeOpenNode, OpenNode, open_nodes
@@ -139,6 +145,41 @@ def test_a_hundred_single_launches_for_sixty_places(
     assert len(node.machine.running()) == 60
     assert node.quota_used()["instances"] == 60
     node.assert_clean()
+
+
+@rounds("races: places, two schedulers", 10, is_quick=False)
+def test_two_schedulers_place_a_hundred_on_sixty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql_url: str, number: int
+) -> None:
+    placed: Counter[str] = Counter()
+    place = scheduler_role.place
+
+    def count(placing: Placing, *rest: Any) -> None:
+        place(placing, *rest)
+        placed[placing.parts.node_id] += 1
+
+    monkeypatch.setattr(scheduler_role, "place", count)
+    with contextmanager(open_nodes)(tmp_path, monkeypatch, postgresql_url) as make:
+        node = make(capacity={"memory_mib": 60 * 512}, compute={"reserved_memory_mib": 0})
+        second = Node(_beside(node.config, tmp_path / "second"), World())
+        second.start()
+        try:
+            launches = answers(at_once([node.launch] * 100))
+            ended = settled(node, [one for launched in launches for one in launched])
+        finally:
+            second.stop(10.0)
+        assert ended == {"running": 60, "terminated: Server.InsufficientInstanceCapacity": 40}
+        assert len(placed) == 2, "both schedulers took part"
+        assert len(node.machine.running()) == 60
+        assert node.quota_used()["instances"] == 60
+        node.assert_clean()
+
+
+def _beside(config: Config, folder: Path) -> Config:
+    """Return the settings of a node that has only a scheduler, on the same store."""
+    places = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
+    own = replace(config.node, name="n2", roles=("scheduler",), **places)
+    return replace(config, node=own)
 
 
 def _leave_free(node: OpenNode, count: int) -> None:
