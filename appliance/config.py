@@ -226,6 +226,14 @@ class ComputeSettings(Section, frozen=True, kw_only=True):
     shutdown_s: Annotated[
         float, _meaning("seconds that an instance may take to shut down before it is forced", ge=0)
     ] = 60.0
+    attic_days: Annotated[
+        int,
+        _meaning(
+            "days after which files that were set aside (attic, in the state folder) are deleted; "
+            "0: never",
+            ge=0,
+        ),
+    ] = 30
     inventory_every_s: Annotated[
         float, _meaning("seconds between two comparisons with the controller", gt=0)
     ] = 60.0

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
+from appliance.compute.attic import clear
 from appliance.compute.offer import offered
 from appliance.compute.record import Held
 from appliance.compute.subject import Drivers
@@ -194,6 +195,7 @@ class ComputeNode:
         """Compare with the hypervisor, then with the controller, and follow its orders."""
         self._compare_with_hypervisor()
         self.worker.drop_tombstones(TOMBSTONE_S)
+        self._clear_attic()
         question = Inventory(
             node_id=self._parts.node_id,
             boot_id=self._parts.boot_id,
@@ -222,6 +224,11 @@ class ComputeNode:
             self.worker.order(order)
         except Exception:
             log.exception("could not take the order for %s; it comes again", order.instance_id)
+
+    def _clear_attic(self) -> None:
+        days = self._parts.config.compute.attic_days
+        if days:
+            clear(self._parts.state_dir, days * 86400.0, self._parts.world.clock.now())
 
     def retry(self) -> None:
         """Take up what failed, repeat what was not confirmed, ask until the controller answers."""

@@ -118,3 +118,28 @@ def test_a_hung_launch_shows_no_progress(make_chain: MakeChain) -> None:
     (ended,) = chain.wait_for("terminated", instance_id)
     assert ended.reason is not None
     assert "no progress" in ended.reason.message
+
+
+def test_a_disk_that_was_set_aside_goes_after_its_days(make_chain: MakeChain) -> None:
+    chain = make_chain(compute={"attic_days": 1})
+    attic = chain.config.state_dir / "attic"
+    names = {days: _name_in_attic(f"i-{days}", days) for days in (0, 2)}
+    for name in names.values():
+        (attic / name).mkdir(parents=True)
+    wait_until(lambda: not (attic / names[2]).exists(), "the old one to be deleted")
+    assert (attic / names[0]).is_dir()
+
+
+def test_what_was_set_aside_stays_where_no_days_are_set(make_chain: MakeChain) -> None:
+    chain = make_chain(compute={"attic_days": 0})
+    old = chain.config.state_dir / "attic" / _name_in_attic("i-1", 10_000)
+    old.mkdir(parents=True)
+    (instance_id,) = chain.run_instances()
+    chain.wait_for("running", instance_id)
+    chain.restart()
+    assert old.is_dir()
+
+
+def _name_in_attic(instance_id: str, days: int) -> str:
+    moment = time.localtime(time.time() - days * 86400)
+    return f"{instance_id}.{time.strftime('%Y%m%dT%H%M%S', moment)}-000001"
