@@ -10,7 +10,7 @@ from appliance.config import Config
 from appliance.errors import InputError, NotFound
 from appliance.images.inspect import GIB, ImageLimits
 from appliance.images.store import ImageStore, Progress, StoredImage, ignore_progress
-from appliance.store import Store, Transaction, audit, identity, images
+from appliance.store import Store, Transaction, audit, identity, image_locations, images
 from appliance.store.images import KERNEL, MACHINE, RAMDISK, Image, NewImage
 
 
@@ -59,14 +59,26 @@ def import_image(
     files = ImageStore(config.images_dir, group=config.images.group)
     stored = files.import_file(path, wanted.format, limits, progress)
 
+    node_id = _node_id(config)
+
     def register(tx: Transaction) -> Imported:
         imported = _register(tx, owner, wanted, stored)
+        if node_id:
+            image_locations.add(tx, stored.sha256, node_id)
         if imported.is_new:
             subject = f"{imported.image.image_id} {wanted.name}"
             audit.record_command(tx, actor, "ImportImage", subject)
         return imported
 
     return store.transaction(register)
+
+
+def _node_id(config: Config) -> str:
+    """Return the id of the node on which this runs; nothing where none was set up yet."""
+    try:
+        return (config.state_dir / "node_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _check(tx: Transaction, config: Config, wanted: Wanted, project: str) -> str:

@@ -17,6 +17,8 @@ from appliance.model import (
     Binding,
     BlockDeviceSpec,
     ConsoleOutput,
+    ImageGrant,
+    ImageRef,
     InstanceMetadata,
     InstanceSpec,
     Member,
@@ -169,9 +171,13 @@ class Bind(InstanceMessage, frozen=True, kw_only=True):
 
 
 class Bound(Message, frozen=True, kw_only=True):
-    """The answer to Bind; the same question gets the same answer."""
+    """The answer to Bind; the same question gets the same answer.
+
+    ``images`` says where the node finds the images that others hold.
+    """
 
     binding: Binding
+    images: tuple[ImageGrant, ...] = ()
 
 
 class Holding(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -185,13 +191,14 @@ class Holding(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Inventory(Message, frozen=True, kw_only=True):
-    """To ``controller``: all that a node holds. → Holdings"""
+    """To ``controller``: all that a node holds, the digests of its images, too. → Holdings"""
 
     from_hypervisor: ClassVar[bool] = True
 
     node_id: str
     boot_id: str
     holdings: tuple[Holding, ...]
+    images: tuple[str, ...] = ()
 
 
 class Holdings(Message, frozen=True, kw_only=True):
@@ -346,6 +353,13 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     problems: dict[str, str] = {}
 
 
+class FetchImage(Message, frozen=True, kw_only=True):
+    """To ``compute`` of a node: hold this image, too, so that it outlives the node that has it."""
+
+    image: ImageRef
+    grant: ImageGrant
+
+
 class PolicyChanged(Message, frozen=True, kw_only=True):
     """To nodes: the policy of a network has a new revision; ask for the difference."""
 
@@ -369,6 +383,7 @@ KINDS: dict[str, type[Message]] = {
         DeadLetter,
         DetachPort,
         Done,
+        FetchImage,
         GetMembers,
         GetPolicy,
         GuardPort,

@@ -173,6 +173,24 @@ class ImageRef(Value, frozen=True, kw_only=True):
     virtual_size_bytes: int = 0
 
 
+class ImageHolder(Value, frozen=True, kw_only=True):
+    """A node that has an image. ``address`` is that of its peer service."""
+
+    node_id: str
+    address: str
+
+
+class ImageGrant(Value, frozen=True, kw_only=True):
+    """Leave for one node to fetch an image from those that hold it.
+
+    ``ticket`` is what it shows them: a control node has signed it.
+    """
+
+    sha256: str
+    holders: tuple[ImageHolder, ...]
+    ticket: str
+
+
 class BlockDeviceSpec(Value, frozen=True, kw_only=True):
     """A disk of an instance. ``disk_gib`` 0 means the size of the image itself."""
 

@@ -83,7 +83,7 @@ class Authority:
         if not _NODE_ID.fullmatch(node_id):
             raise InputError(f"{node_id!r} is no id of a node.")
         unit = certificates.CONTROL if is_control else certificates.HYPERVISOR
-        names: list[x509.GeneralName] = [x509.DNSName(server_name(node_id))]
+        names: list[x509.GeneralName] = [x509.DNSName(certificates.server_name(node_id))]
         names += [_general_name(one) for one in addresses if one and is_control]
         builder = (
             _builder(key, now, NODE_S)
@@ -111,11 +111,6 @@ class Authority:
             )
         )
         return builder.sign(self._key, hashes.SHA256())
-
-
-def server_name(node_id: str) -> str:
-    """Return the name by which a node's certificate is met, wherever the node is."""
-    return f"{node_id}.node"
 
 
 def keep(tx: Transaction, seal: Seal, authority: Authority) -> None:

@@ -166,6 +166,11 @@ def _only(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str:
     return str(found[0].value) if len(found) == 1 else ""
 
 
+def server_name(node_id: str) -> str:
+    """Return the name by which a node's certificate is met, wherever the node is."""
+    return f"{node_id}.node"
+
+
 def serial_text(number: int) -> str:
     """Return a serial number as lists of revoked certificates have it."""
     return f"{number:x}"

@@ -9,11 +9,13 @@ import logging
 import os
 import threading
 
-from appliance.cluster import peer_service, services
+from appliance.cluster import image_tickets, peer_service, services
 from appliance.cluster.entitlement import Entitlement
+from appliance.cluster.image_door import ImageDoor
 from appliance.cluster.membership import MEMBER_ROLE, Membership
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
+from appliance.images.store import ImageStore
 from appliance.messages import GetMembers, Heartbeat, Members, MembersChanged, node_topic
 from appliance.model import NodeCapacity
 from appliance.node import WORKING_ROLE, NodeParts
@@ -91,14 +93,31 @@ class ClusterMember:
         :raises ConfigError: the address cannot be listened on, or the certificate is unusable.
         """
         self._cluster.server_context()
+        self._open_images()
         self._server.open()
         try:
             services.look_after(self._parts.state_dir)
         except AnynodeError as error:
             log.error("a service of the cluster does not run: %s", error)
 
+    def _open_images(self) -> None:
+        """Let others fetch the images that this node holds, if it can hold any."""
+        settings, cluster = self._parts.config, self._cluster
+        try:
+            store = ImageStore(settings.images_dir, group=settings.images.group)
+        except ConfigError as error:
+            log.warning("no images are given to other nodes: %s", error)
+            return
+        cluster.doors[image_tickets.PATH] = ImageDoor(
+            store,
+            cluster.signer,
+            self._parts.world.clock,
+            lambda environ: str(environ[peer_service.MEMBER_ID]),
+        )
+
     def stop(self) -> None:
         """Serve them no more."""
+        self._cluster.doors.pop(image_tickets.PATH, None)
         self._server.close()
 
     def keep_services(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -18,9 +18,6 @@ from appliance.config import Config
 from appliance.errors import ConfigError
 from appliance.model import Member
 from appliance.role import STORE_ROLES
-
-if TYPE_CHECKING:
-    from appliance.bus.guard import Signer
 
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "node.pem", "node.key"
 MEMBERS = "members.json"
@@ -85,7 +82,7 @@ class Membership:
         return msgspec.structs.replace(config, node=node)
 
     @property
-    def signer(self) -> Signer:
+    def signer(self) -> NodeSigner:
         """What signs messages and checks the signatures of others."""
         return self._signer
 

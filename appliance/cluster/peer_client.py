@@ -12,7 +12,6 @@ from typing import TypeVar
 import msgspec
 
 from appliance.cluster import certificates
-from appliance.cluster.authority import server_name
 from appliance.cluster.peer_messages import PeerMessage, Trouble
 from appliance.errors import (
     AnynodeError,
@@ -68,7 +67,7 @@ def connect(
         raise Unavailable(f"No node answers at {address}: {_why(error)}.") from error
     try:
         # Whatever checks the name is the one of this node and no address: those move.
-        wrapped = context.wrap_socket(raw, server_hostname=server_name(node_id))
+        wrapped = context.wrap_socket(raw, server_hostname=certificates.server_name(node_id))
     except (OSError, ssl.SSLError) as error:
         raw.close()
         raise Unavailable(

@@ -15,6 +15,10 @@ INTERIM_S = 1.0
 """Seconds after which a launch that is under way shows its timeline so far."""
 
 
+PROGRESS_S = 10.0
+"""Seconds after which a step that comes on shows that; its time limits run from then."""
+
+
 class Records(Protocol):
     """The records of a node's instances, as an attempt sees them."""
 
@@ -41,7 +45,11 @@ class Attempt:
         self._records = records
         self._shown_at = self._parts.world.clock.monotonic()
         self._subject = Subject(
-            drivers=drivers, held=held, save=self.save, check_wanted=self.check_wanted
+            drivers=drivers,
+            held=held,
+            save=self.save,
+            check_wanted=self.check_wanted,
+            progress=self._progress,
         )
 
     def save(self, held: Held) -> None:
@@ -58,6 +66,15 @@ class Attempt:
         """Raise Stale once a newer order has come."""
         if self.is_overtaken():
             raise Stale(f"A newer order for {self.held.instance_id} has come.")
+
+    def _progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Show every now and then that a long step comes on, unless it is in vain."""
+        now = self._parts.world.clock.monotonic()
+        if now - self._shown_at < PROGRESS_S:
+            return
+        self.check_wanted()
+        self._shown_at = now
+        self._records.send_interim(self.held, self.entries)
 
     def steps(
         self, steps: tuple[Step[Subject], ...], *, earlier: tuple[Step[Subject], ...] = ()

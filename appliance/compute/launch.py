@@ -27,8 +27,10 @@ from appliance.messages import (
 )
 from appliance.model import (
     DiskAttachment,
+    ImageRef,
     InjectionRequest,
     InstanceDefinition,
+    InstanceSpec,
     TapAttachment,
 )
 from appliance.steps import Step
@@ -51,17 +53,34 @@ def bind(subject: Subject) -> str:
     deadline_s = subject.parts.config.bus.call_deadline_s
     bound = subject.parts.bus.call("network", question, Bound, deadline_s)
     subject.save(msgspec.structs.replace(subject.held, binding=bound.binding))
+    subject.grants = {grant.sha256: grant for grant in bound.images}
     return ", ".join(address for port in bound.binding.ports for address in port.addresses)
+
+
+def images_of(spec: InstanceSpec) -> list[ImageRef]:
+    """Return the images that an instance boots from."""
+    return list(_images_by_use(spec).values())
+
+
+def _images_by_use(spec: InstanceSpec) -> dict[str, ImageRef]:
+    """Return the images of an instance by its device, or by what they are to the boot."""
+    wanted = {device.device_name: device.image for device in spec.block_devices}
+    boot = {"kernel": spec.kernel, "ramdisk": spec.ramdisk}
+    return wanted | {name: image for name, image in boot.items() if image is not None}
 
 
 def fetch_images(subject: Subject) -> str:
     """Have all images of the instance on this node, verified."""
-    wanted = {device.device_name: device.image for device in subject.spec.block_devices}
-    boot = {"kernel": subject.spec.kernel, "ramdisk": subject.spec.ramdisk}
-    wanted |= {name: image for name, image in boot.items() if image is not None}
+    wanted = _images_by_use(subject.spec)
     for name, image in wanted.items():
         subject.check_wanted()
-        subject.boot_files[name] = str(subject.drivers.images.fetch(image))
+        path = subject.drivers.images.fetch(
+            image,
+            subject.image_sources(image.sha256),
+            used=subject.drivers.images_in_use(),
+            progress=subject.progress,
+        )
+        subject.boot_files[name] = str(path)
     return f"{sum(image.size_bytes for image in wanted.values()) / (1 << 20):.1f} MiB"
 
 

@@ -7,7 +7,9 @@ from contextlib import suppress
 
 import msgspec
 
+from appliance.cluster.image_peers import sources_of
 from appliance.compute.attic import clear
+from appliance.compute.launch import images_of
 from appliance.compute.offer import offered
 from appliance.compute.record import Held
 from appliance.compute.subject import Drivers
@@ -22,6 +24,7 @@ from appliance.messages import (
     INSTANCE_INITIATED_SHUTDOWN,
     ConsoleRead,
     Done,
+    FetchImage,
     GuardPort,
     Heartbeat,
     Holding,
@@ -68,6 +71,7 @@ class ComputeRole:
             topic=node_topic("compute", parts.node_id),
             casts={Order: compute.worker.order, ReportConfirmed: compute.worker.confirmed},
             calls={ReadConsole: compute.read_console},
+            hears={FetchImage: compute.fetch_image},
             periodic=(
                 Periodic(
                     name="heartbeat", every_s=settings.heartbeat_every_s, run=compute.heartbeat
@@ -102,8 +106,9 @@ class ComputeNode:
                 name: Injection(name, parts.plugin(Injection.group, name))
                 for name in settings.injection
             },
-            images=ImageCache(ImageStore(parts.config.images_dir, group=parts.config.images.group)),
+            images=_make_cache(parts),
             instances_dir=instances_dir,
+            images_in_use=self._images_in_use,
         )
         self.worker = Worker(self._drivers, self._journal)
         self._is_confirmed = False
@@ -209,6 +214,7 @@ class ComputeNode:
                 )
                 for held in self.worker.held().values()
             ),
+            images=tuple(file.sha256 for file in self._drivers.images.store.list()),
         )
         deadline_s = self._parts.config.bus.call_deadline_s
         answer = self._parts.bus.call("controller", question, Holdings, deadline_s)
@@ -237,6 +243,30 @@ class ComputeNode:
         self.worker.retry()
         self.worker.repeat_reports()
 
+    def _images_in_use(self) -> set[str]:
+        """Return the digests of the images that instances here are based on.
+
+        Of one whose record was lost nobody knows: then all that there are.
+        """
+        specs = [held.spec for held in self.worker.held().values()]
+        if not all(specs):
+            return {file.sha256 for file in self._drivers.images.store.list()}
+        return {image.sha256 for spec in specs if spec for image in images_of(spec)}
+
+    def fetch_image(self, message: FetchImage) -> None:
+        """Hold an image that another node holds; what fails is asked for again."""
+        cluster, image = self._parts.cluster, message.image
+        if cluster is None or self._drivers.images.store.holds(image.sha256):
+            return
+        sources = sources_of(message.grant, cluster.client_context, self._parts.world.clock)
+
+        def fetch() -> None:
+            self._drivers.images.fetch(image, sources, used=self._images_in_use())
+            log.info("image %s is here now, too", image.image_id)
+            self.inventory()
+
+        self._parts.work.submit(f"image {image.sha256}", fetch)
+
     def read_console(self, question: ReadConsole) -> ConsoleRead:
         """Return the end of an instance's serial output."""
         directory = self._drivers.directory(question.instance_id)
@@ -260,6 +290,13 @@ class ComputeNode:
             self.worker.went_off(event.instance_id, _reason(event))
         except AnynodeError as error:
             log.warning("that %s went off waits: %s", event.instance_id, error)
+
+
+def _make_cache(parts: NodeParts) -> ImageCache:
+    """Return the images of this node; what it has of others is bounded."""
+    settings = parts.config.images
+    store = ImageStore(parts.config.images_dir, group=settings.group)
+    return ImageCache(store, limit_bytes=settings.cache_mib << 20 if parts.cluster else None)
 
 
 def _reason(seen: InstanceFact | PowerEvent | None) -> Reason:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from appliance.cluster.image_peers import sources_of
 from appliance.compute.record import Held
 from appliance.errors import PluginError
 from appliance.hooks import Compute, Injection
-from appliance.images.cache import ImageCache
+from appliance.images.cache import ImageCache, ImageSource
+from appliance.images.store import Progress, ignore_progress
 from appliance.messages import Message, node_topic
-from appliance.model import Binding, DiskAttachment, InstanceSpec, PowerState
+from appliance.model import Binding, DiskAttachment, ImageGrant, InstanceSpec, PowerState
 from appliance.node import NodeParts
 
 M = TypeVar("M", bound=Message)
@@ -27,6 +29,7 @@ class Drivers:
     injections: dict[str, Injection]
     images: ImageCache
     instances_dir: Path
+    images_in_use: Callable[[], Collection[str]] = tuple
 
     def directory(self, instance_id: str) -> Path:
         """Return the folder of an instance."""
@@ -60,13 +63,16 @@ class Drivers:
 class Subject:
     """One run of steps: the instance, and what the steps find out on the way.
 
-    ``check_wanted`` raises Stale once the order has been overtaken.
+    ``check_wanted`` raises Stale once the order has been overtaken; ``progress`` does, too, and
+    lets the controller know that a long step comes on. ``grants`` are by digest.
     """
 
     drivers: Drivers
     held: Held
     save: Callable[[Held], None]
     check_wanted: Callable[[], None]
+    progress: Progress = ignore_progress
+    grants: dict[str, ImageGrant] = field(default_factory=dict)
     taps: dict[str, str] = field(default_factory=dict)
     disks: list[DiskAttachment] = field(default_factory=list)
     injected: list[DiskAttachment] = field(default_factory=list)
@@ -103,6 +109,13 @@ class Subject:
         """Return the ids of the instance's ports, in order of the device index."""
         known = self.held.spec or self.held.binding
         return [port.port_id for port in known.ports] if known else []
+
+    def image_sources(self, sha256: str) -> list[ImageSource]:
+        """Return the nodes from which an image may be had; none on a lone node."""
+        cluster, grant = self.parts.cluster, self.grants.get(sha256)
+        if cluster is None or grant is None:
+            return []
+        return sources_of(grant, cluster.client_context, self.parts.world.clock)
 
     def ask_datapath(self, question: Message, answer: type[M]) -> M:
         """Ask the datapath role of this node."""

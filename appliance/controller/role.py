@@ -8,6 +8,7 @@ from appliance.bus import Delivery
 from appliance.cluster.doors import close_doors, open_doors
 from appliance.controller import lost, reports
 from appliance.controller.heartbeats import WRITE_EVERY_S, Heartbeats
+from appliance.controller.replicas import EVERY_S, note_images, replicate
 from appliance.controller.roster import Roster
 from appliance.controller.settle import Action, Held, next_action, order_for_holding
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
@@ -76,6 +77,7 @@ class ControllerRole:
             periodic=(
                 Periodic(name="heartbeats", every_s=WRITE_EVERY_S, run=heartbeats.write),
                 Periodic(name="sweep", every_s=settings.sweep_every_s, run=sweeper.sweep),
+                Periodic(name="replicas", every_s=EVERY_S, run=lambda: replicate(parts)),
                 Periodic(name="forget", every_s=3600.0, run=lambda: forget(parts)),
             ),
             start=lambda: open_doors(parts),
@@ -207,6 +209,8 @@ def _fail_unplaced(tx: Transaction, message: DeadLetter) -> None:
 
 def inventory(parts: NodeParts, question: Inventory) -> Holdings:
     """Compare what a node holds with what it should; answer the orders that it lacks."""
+
+    note_images(parts, question)
 
     def compare(tx: Transaction) -> Holdings:
         here = {p.instance_id: p for p in placements.on_node(tx, question.node_id)}

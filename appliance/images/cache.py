@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.errors import AnynodeError, LimitExceeded, NotFound, Unavailable
-from appliance.images.store import ImageStore, Progress, ignore_progress
+from appliance.images.store import ImageStore, Progress, StoredFile, ignore_progress
 from appliance.model import ImageRef
 
 _Stamp = tuple[int, int, int, int]
+_WAIT_S = 1.0
 
 
 class ImageSource(Protocol):
@@ -40,7 +41,7 @@ class ImageCache:
     """The images of one node, on top of a store; safe to use from many threads.
 
     On a lone node its store *is* the place where images live: without a source and without a
-    limit nothing is ever evicted.
+    limit nothing is ever evicted. What was imported on this node never is.
 
     :param limit_bytes: how much the copies may take on the disk; ``None`` for no limit.
     """
@@ -53,6 +54,7 @@ class ImageCache:
         self._verified: dict[str, _Stamp] = {}
         self._making_room = threading.Lock()
         self._expected: dict[str, int] = {}
+        self._come: dict[str, int] = {}
 
     def fetch(
         self,
@@ -75,7 +77,7 @@ class ImageCache:
         :raises Unavailable: all sources failed; the reasons are in the text.
         :raises LimitExceeded: the images in use leave no room for it.
         """
-        with self._alone(image.sha256):
+        with self._alone(image, progress):
             try:
                 return self._use(image.sha256)
             except (NotFound, Unavailable) as error:
@@ -87,7 +89,7 @@ class ImageCache:
                 failures = [failure.message]
                 for source in sources:
                     try:
-                        self.store.receive(image, source.read(image), progress)
+                        self.store.receive(image, source.read(image), self._noting(image, progress))
                         return self._use(image.sha256)
                     except (NotFound, Unavailable) as error:
                         failures.append(f"{source.name}: {error.message}")
@@ -95,6 +97,7 @@ class ImageCache:
             finally:
                 with self._making_room:
                     self._expected.pop(image.sha256, None)
+                self._come.pop(image.sha256, None)
             raise Unavailable(
                 f"Could not fetch image {image.image_id}. {' '.join(failures)}"
             ) from failure
@@ -140,7 +143,7 @@ class ImageCache:
         if self.limit_bytes is None:
             return ()
         taken = self._taken_bytes()
-        for file in self.store.list():
+        for file in self._copies():
             if taken + wanted_bytes <= self.limit_bytes:
                 break
             if file.sha256 in used or not self.store.remove(file.sha256):
@@ -152,24 +155,48 @@ class ImageCache:
 
     def _taken_bytes(self) -> int:
         """Return what the copies take and those on their way will take."""
-        return sum(file.allocated_bytes for file in self.store.list()) + sum(
-            self._expected.values()
-        )
+        return sum(file.allocated_bytes for file in self._copies()) + sum(self._expected.values())
+
+    def _copies(self) -> list[StoredFile]:
+        """Return the files that other nodes have, too, the one used longest ago first."""
+        originals = self.store.originals()
+        return [file for file in self.store.list() if file.sha256 not in originals]
+
+    def _noting(self, image: ImageRef, progress: Progress) -> Progress:
+        """Return what notes how much has come, for those that wait for it."""
+
+        def note(done_bytes: int, total_bytes: int) -> None:
+            self._come[image.sha256] = done_bytes
+            progress(done_bytes, total_bytes)
+
+        return note
 
     @contextmanager
-    def _alone(self, sha256: str) -> Iterator[None]:
-        """Let one thread at a time handle a digest."""
+    def _alone(self, image: ImageRef, progress: Progress) -> Iterator[None]:
+        """Let one thread at a time handle a digest; those that wait see how it comes on."""
+        sha256 = image.sha256
         with self._guard:
             lock, waiting = self._locks.get(sha256, (threading.Lock(), 0))
             self._locks[sha256] = (lock, waiting + 1)
         try:
-            with lock:
+            self._wait(lock, image, progress)
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             with self._guard:
                 lock, waiting = self._locks.pop(sha256)
                 if waiting > 1:
                     self._locks[sha256] = (lock, waiting - 1)
+
+    def _wait(self, lock: threading.Lock, image: ImageRef, progress: Progress) -> None:
+        known = -1
+        while not lock.acquire(timeout=_WAIT_S):
+            come = self._come.get(image.sha256, -1)
+            if come != known:
+                known = come
+                progress(max(come, 0), image.size_bytes)
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -124,6 +124,7 @@ class ImageStore:
                 incoming.seal()
                 # What was looked at before the copy may have been other bytes than were copied.
                 inspect_open(incoming.file, declared_format, limits, str(path))
+                self._mark_original(incoming.sha256)
                 self._adopt(incoming)
         return StoredImage(
             sha256=incoming.sha256,
@@ -215,6 +216,21 @@ class ImageStore:
             )
         return tuple(sorted(found, key=lambda file: (file.last_used_at, file.sha256)))
 
+    def originals(self) -> frozenset[str]:
+        """Return the digests of what was imported here, and is not one copy of many."""
+        try:
+            return frozenset(entry.name for entry in os.scandir(self._marks))
+        except FileNotFoundError:
+            return frozenset()
+
+    @property
+    def _marks(self) -> Path:
+        return self.directory.with_name(f"{self.directory.name}.originals")
+
+    def _mark_original(self, sha256: str) -> None:
+        self._marks.mkdir(mode=0o700, exist_ok=True)
+        (self._marks / sha256).touch(mode=0o600)
+
     def remove(self, sha256: str) -> bool:
         """Delete an image; say whether it was there.
 
@@ -224,6 +240,7 @@ class ImageStore:
             self.path(sha256).unlink()
         except FileNotFoundError:
             return False
+        (self._marks / sha256).unlink(missing_ok=True)
         return True
 
     def _check_room(self, what: str, source: BinaryIO) -> None:

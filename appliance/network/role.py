@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from appliance.cluster import image_tickets
+from appliance.cluster.membership import Membership
 from appliance.errors import Stale
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.messages import Bind, Bound, GetPolicy, PolicyAnswer
-from appliance.model import Desired, TimelineEntry
+from appliance.model import Desired, ImageGrant, TimelineEntry
 from appliance.node import NodeParts
 from appliance.role import Role
-from appliance.store import Transaction, instances, placements, policy, timeline
+from appliance.store import Transaction, image_locations, instances, placements, policy, timeline
 
 api_versions = frozenset({1})
 
@@ -74,7 +78,26 @@ def bind(parts: NodeParts, question: Bind) -> Bound:
         timeline.record(tx, [entry])
         return Bound(binding=binding, request_id=question.request_id)
 
-    return parts.need_store().transaction(commit)
+    store = parts.need_store()
+    bound = store.transaction(commit)
+    cluster = parts.cluster
+    if cluster is None:
+        return bound
+    # Apart from what was decided: where images are changes all the time, and binds nobody.
+    images = store.read(lambda tx: grants(tx, cluster, question))
+    return msgspec.structs.replace(bound, images=images)
+
+
+def grants(tx: Transaction, cluster: Membership, question: Bind) -> tuple[ImageGrant, ...]:
+    """Return where the node finds the images of an instance that others hold."""
+    spec = instances.specs(tx, [question.instance_id])[question.instance_id]
+    wanted = [device.image for device in spec.block_devices]
+    wanted += [image for image in (spec.kernel, spec.ramdisk) if image]
+    found = image_locations.holders(tx, (one.sha256 for one in wanted), but=question.node_id)
+    return tuple(
+        image_tickets.grant(cluster.signer, sha256, question.node_id, tuple(holders), tx.now)
+        for sha256, holders in found.items()
+    )
 
 
 def get_policy(parts: NodeParts, question: GetPolicy) -> PolicyAnswer:

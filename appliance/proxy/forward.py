@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from appliance.api import policy
-from appliance.cluster.authority import server_name
+from appliance.cluster.certificates import server_name
 from appliance.errors import InputError, Unavailable
 from appliance.model import HttpRequest, Member
 from appliance.proxy import NOT_TAKEN, PREFIX, SOURCE

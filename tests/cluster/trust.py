@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from appliance import seal
-from appliance.cluster import decided, peer_service, settings, tokens
+from appliance.cluster import certificates, decided, peer_service, settings, tokens
 from appliance.cluster.admission import Admission
 from appliance.cluster.doors import Doors
 from appliance.cluster.entitlement import Entitlement
@@ -159,8 +159,6 @@ class ControlNode:
 
     def token(self, *, valid_s: float = 3600.0, node_name: str = "") -> Token:
         """Make a token that this node's store knows."""
-        from appliance.cluster import certificates
-
         fingerprint = certificates.fingerprint(certificates.read_certificate(self.authority))
         made = tokens.make(f"127.0.0.1:{self.port}", fingerprint)
         self.change(
@@ -227,11 +225,9 @@ class Machine:
 
     def ask(self, path: str, method: str = "GET", *, context: ssl.SSLContext | None = None) -> int:
         """Ask the control node over TLS as this member; return the HTTP status."""
-        from appliance.cluster.authority import server_name
-
         context = context or self.membership.client_context()
         raw = socket.create_connection(("127.0.0.1", self.control.port), 5)
-        wrapped = context.wrap_socket(raw, server_hostname=server_name(FIRST_ID))
+        wrapped = context.wrap_socket(raw, server_hostname=certificates.server_name(FIRST_ID))
         line = http.client.HTTPConnection("127.0.0.1")
         line.sock = wrapped
         try:

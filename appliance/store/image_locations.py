@@ -1,0 +1,111 @@
+"""Which node holds which image, as the nodes say themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+from sqlalchemy import delete, func, insert, select
+
+from appliance.model import ImageHolder, ImageRef
+from appliance.store import Transaction
+from appliance.store.schema import image_locations, images, node_status, nodes
+
+_MOST = 20
+_IS_MEMBER = nodes.c.removed_at.is_(None) & (nodes.c.address != "")
+
+
+class Copying(Struct, frozen=True, kw_only=True):
+    """An image that one node holds, and that another shall hold, too."""
+
+    image: ImageRef
+    node_id: str
+
+
+def held_by(tx: Transaction, node_id: str) -> set[str]:
+    """Return the digests of the images that a node is known to hold."""
+    query = select(image_locations.c.sha256).where(image_locations.c.node_id == node_id)
+    return set(tx.execute(query).scalars())
+
+
+def add(tx: Transaction, sha256: str, node_id: str) -> None:
+    """Note that a node holds an image. Safe to repeat."""
+    if sha256 not in held_by(tx, node_id):
+        tx.execute(insert(image_locations).values(sha256=sha256, node_id=node_id, added_at=tx.now))
+
+
+def write(tx: Transaction, node_id: str, digests: Iterable[str]) -> None:
+    """Note all images that a node holds; of those that are no image of the cluster nothing."""
+    wanted, known = set(digests), held_by(tx, node_id)
+    gone = known - wanted
+    if gone:
+        tx.execute(
+            delete(image_locations).where(
+                image_locations.c.node_id == node_id, image_locations.c.sha256.in_(sorted(gone))
+            )
+        )
+    query = select(images.c.sha256).where(images.c.sha256.in_(sorted(wanted - known))).distinct()
+    for sha256 in tx.execute(query).scalars().all():
+        tx.execute(insert(image_locations).values(sha256=sha256, node_id=node_id, added_at=tx.now))
+
+
+def holders(tx: Transaction, digests: Iterable[str], but: str = "") -> dict[str, list[ImageHolder]]:
+    """Return by digest the members that hold an image, those that are down last.
+
+    :param but: a node that is left out.
+    """
+    table = image_locations
+    query = (
+        select(table.c.sha256, nodes.c.id, nodes.c.address, node_status.c.is_up)
+        .join(nodes, nodes.c.id == table.c.node_id)
+        .join(node_status, node_status.c.node_id == nodes.c.id)
+        .where(table.c.sha256.in_(sorted(set(digests))), _IS_MEMBER, nodes.c.id != but)
+        .order_by(node_status.c.is_up.desc(), table.c.added_at, nodes.c.id)
+    )
+    found: dict[str, list[ImageHolder]] = {}
+    for row in tx.execute(query):
+        found.setdefault(row.sha256, []).append(ImageHolder(node_id=row.id, address=row.address))
+    return found
+
+
+def lonely(tx: Transaction) -> list[Copying]:
+    """Return images that only one node holds, each with an up node that could hold it, too.
+
+    At most 20, the oldest first; none where there is no other node for instances.
+    """
+    table = image_locations
+    takers = (
+        select(nodes.c.id, nodes.c.roles)
+        .join(node_status, node_status.c.node_id == nodes.c.id)
+        .where(_IS_MEMBER, node_status.c.is_up.is_(True))
+        .order_by(nodes.c.id)
+    )
+    able = [row.id for row in tx.execute(takers) if "compute" in row.roles.split()]
+    members = select(nodes.c.id).where(_IS_MEMBER)
+    alone = (
+        select(table.c.sha256, func.min(table.c.node_id).label("node_id"))
+        .where(table.c.node_id.in_(members))
+        .group_by(table.c.sha256)
+        .having(func.count() == 1)
+        .subquery()
+    )
+    query = (
+        select(images, alone.c.node_id.label("held_by"))
+        .join(alone, alone.c.sha256 == images.c.sha256)
+        .where(images.c.deleted_at.is_(None), images.c.state == "available")
+        .order_by(images.c.created_at, images.c.id)
+        .limit(_MOST)
+    )
+    found: dict[str, Copying] = {}
+    for number, row in enumerate(tx.execute(query)):
+        others = [node_id for node_id in able if node_id != row.held_by]
+        if others and row.sha256 not in found:
+            ref = ImageRef(
+                image_id=row.id,
+                sha256=row.sha256,
+                format=row.format,
+                size_bytes=row.size_bytes,
+                virtual_size_bytes=row.virtual_size_bytes,
+            )
+            found[row.sha256] = Copying(image=ref, node_id=others[number % len(others)])
+    return list(found.values())
