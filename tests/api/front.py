@@ -164,6 +164,15 @@ class Front:
             self.bus.casts.append((row.topic, decode(row.kind, row.body)))
         self.bus.casts.extend(transaction.announcements)
 
+    def enforce_policy(self) -> None:
+        """Let the node have the policies of all networks in force, so that it hears news of them."""
+        [node] = self.rows(schema.nodes)
+        confirmed = [
+            {"network_id": network.id, "node_id": node.id, "revision": 0}
+            for network in self.rows(schema.networks)
+        ]
+        self.change(lambda tx: tx.execute(schema.policy_confirmations.insert(), confirmed))
+
     def change(self, work: Callable[[Any], T]) -> T:
         """Change something behind the API's back."""
         return self.store.transaction(work)

@@ -135,6 +135,10 @@ def test_a_life_with_boto3(life: Life) -> None:
 
 def test_rules_reach_the_node_that_enforces_them(life: Life) -> None:
     ec2 = life.client()
+    image_id = life.chain.image.image_id
+    reply = ec2.run_instances(ImageId=image_id, InstanceType="t2.nano", MinCount=1, MaxCount=1)
+    ids = [each["InstanceId"] for each in reply["Instances"]]
+    ec2.get_waiter("instance_running").wait(InstanceIds=ids, WaiterConfig=QUICK)
     heard: list[Any] = []
     life.chain.node.store.on_commit(lambda tx: heard.extend(tx.announcements))
     rule = {

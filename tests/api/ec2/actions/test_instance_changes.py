@@ -214,6 +214,7 @@ def test_kernel_and_ramdisk_of_a_stopped_instance(front: Front, ec2: Any, stoppe
 
 def test_groups_change_at_once(front: Front, ec2: Any, running: str) -> None:
     ids = [ec2.create_security_group(GroupName=name, Description="d")["GroupId"] for name in "ab"]
+    front.enforce_policy()
     front.bus.casts.clear()
     ec2.modify_instance_attribute(InstanceId=running, Groups=ids)
     [instance] = ec2.describe_instances()["Reservations"][0]["Instances"]

@@ -278,6 +278,7 @@ def test_every_change_of_rules_is_a_new_policy(front: Front, ec2: Any, web: str)
         [network] = front.rows(schema.networks)
         return int(network.policy_revision)
 
+    front.enforce_policy()
     front.bus.casts.clear()
     before = revision()
     ec2.authorize_security_group_ingress(GroupId=web, IpPermissions=[permission()])
