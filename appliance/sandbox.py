@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -342,8 +343,11 @@ def folder_of(state: Path | None) -> Iterator[Path]:
     :raises ConfigError: it cannot be made.
     """
     if state is None:
-        path = Path(tempfile.mkdtemp(prefix="anynode-sandbox-", dir=_in_memory()))
+        parent = _in_memory() or tempfile.gettempdir()
+        path = Path(parent, f"anynode-sandbox-{secrets.token_hex(6)}")
         try:
+            # In here: a Ctrl-C just after it was made must not leave it.
+            path.mkdir(mode=0o700)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)

@@ -98,7 +98,7 @@ def _make(access: Access) -> Token:
     return tokens.make(joined_address(told.address, told.port), fingerprint)
 
 
-@token.command("list")
+@token.command("list", short_help="List the tokens of the last 30 days.")
 @json_option
 @pass_access
 def list_all(access: Access, as_json: bool) -> None:
