@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import logging
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from appliance.cluster import image_tickets, peer_client
-from appliance.errors import NotFound, Unavailable
+from appliance.errors import AnynodeError, NotFound, Unavailable
 from appliance.images.cache import ImageSource
 from appliance.model import ImageGrant, ImageHolder, ImageRef
 from appliance.world import Clock
@@ -28,6 +29,9 @@ SLOWEST_BYTES_PER_S = 8 * 1024
 
 TRIES = 3
 """Failures without a byte between after which a node is given up."""
+
+BUSY_S = 60.0
+"""Seconds without a byte after which a node that is busy with others is given up."""
 
 _PAUSE_S = 0.5
 _PIECE = 256 * 1024
@@ -71,15 +75,24 @@ class _Holders:
 
     def read(self, image: ImageRef) -> Iterator[bytes]:
         """Yield the bytes of an image, from another node where one fails."""
-        done, problems = 0, []
-        for number, holder in enumerate(self._holders):
-            is_last = number == len(self._holders) - 1
+        done = 0
+        problems: list[AnynodeError] = []
+        turns, came_at = deque(self._holders), self._clock.monotonic()
+        while turns:
+            holder, is_last = turns.popleft(), not turns
             reader = _Reader(holder, self._grant, self._context(), self._clock, may_be_slow=is_last)
             try:
                 for piece in reader.read(image, done):
                     done += len(piece)
                     yield piece
+                    came_at = self._clock.monotonic()
                 return
+            except _BusyError as error:
+                if self._clock.monotonic() - came_at < BUSY_S:
+                    turns.append(holder)
+                    self._clock.sleep(_PAUSE_S)
+                else:
+                    problems.append(error)
             except (NotFound, Unavailable) as error:
                 log.warning("image %s from %s: %s", image.image_id, holder.address, error.message)
                 problems.append(error)
@@ -110,7 +123,7 @@ class _Reader:
         """Yield the bytes from a place on.
 
         :raises NotFound: the node does not hold the image.
-        :raises Unavailable: it is not there, refuses, or gives too little.
+        :raises Unavailable: it is not there, refuses, gives too little, or (_BusyError) is busy.
         """
         failures = 0
         while done < image.size_bytes:
@@ -153,6 +166,11 @@ class _Reader:
             raise _BrokenOffError(f"gave no answer: {error}") from error
         if reply.status == 404:
             raise NotFound(f"{self._holder.address} does not hold the image.")
+        if reply.status == 503:
+            raise _BusyError(f"{self._holder.address} is busy with others.")
+        if reply.status == 403:
+            # It may not have heard yet that this node has joined.
+            raise _BrokenOffError("answers with status 403")
         if reply.status != 206:
             raise Unavailable(f"{self._holder.address} answers with status {reply.status}.")
         if reply.length != length:
@@ -184,3 +202,7 @@ class _Reader:
 
 class _BrokenOffError(Exception):
     """A part did not come as a whole; what came counts."""
+
+
+class _BusyError(Unavailable):
+    """A node gives as much to others as it may."""

@@ -15,7 +15,7 @@ from appliance.model import ImageGrant, ImageHolder
 HEADER = "Anynode-Ticket"
 PATH = "/images"
 
-VALID_S = 4 * 3600
+VALID_S = 3600
 """Seconds for which a ticket is good; a node whose fetch takes longer gets another."""
 
 

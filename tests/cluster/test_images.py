@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from appliance.cluster import image_peers, image_tickets, peer_service
+from appliance.cluster import image_door, image_peers, image_tickets, peer_service
 from appliance.cluster.image_door import ImageDoor
 from appliance.cluster.image_peers import sources_of
 from appliance.cluster.membership import Membership, folder_of
@@ -25,6 +25,7 @@ from appliance.errors import Denied, NotFound, Unavailable
 from appliance.images.cache import ImageCache
 from appliance.images.store import ImageStore
 from appliance.model import ImageGrant, ImageHolder, ImageRef
+from tests.cluster.fakes import wait_until
 from tests.cluster.trust import FIRST_ID, ControlNode, Machine
 
 HOSTILE = pytest.mark.faults("hostile: image peers (T52)", quick=True)
@@ -385,6 +386,28 @@ class TestFalsePeers:
                 place.fetch(false.holder)
 
     @HOSTILE
+    @pytest.mark.parametrize("has_other", [True, False])
+    def test_a_node_that_falls_silent_is_given_up(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, has_other: bool
+    ) -> None:
+        monkeypatch.setattr(image_peers, "SILENCE_S", 1.0)
+
+        def silent(peer: FalsePeer, line: ssl.SSLSocket, begin: int, end: int) -> None:
+            line.sendall(head(end - begin) + (CONTENT[:1000] if begin == 0 else b""))
+            line.recv(1)
+
+        false = place.false_peer(silent)
+        if has_other:
+            place.first.hold()
+            path = place.fetch(false.holder, place.first.holder)
+            assert path.read_bytes() == CONTENT
+            assert place.first.asked[0] == "bytes=1000-1000999"
+        else:
+            with pytest.raises(Unavailable, match="timed out"):
+                place.fetch(false.holder)
+            assert place.files() == []
+
+    @HOSTILE
     def test_who_answers_must_be_the_node_that_was_meant(self, place: Place) -> None:
         place.first.hold()
         wrong = ImageHolder(node_id=place.second.node_id, address=place.first.holder.address)
@@ -477,6 +500,80 @@ class TestDoor:
         place.first.hold()
         headers = {image_tickets.HEADER: place.grant().ticket, "Range": "bytes=0-1"}
         assert self.ask(place, f"/images/{name}", headers) in (400, 404)
+
+
+class TestPlaces:
+    """As many as the door lets in; the others wait or ask elsewhere."""
+
+    def take(self, place: Place, node_id: str = "", part: str = "bytes=0-9") -> tuple[str, Any]:
+        """Ask the first node's door for ten bytes that are not read yet."""
+        node_id = node_id or place.third.node_id
+        told: list[str] = []
+        environ = {
+            "PATH_INFO": f"/images/{SHA}",
+            "REQUEST_METHOD": "GET",
+            "HTTP_ANYNODE_TICKET": place.grant(node_id=node_id).ticket,
+            "HTTP_RANGE": part,
+            peer_service.MEMBER_ID: node_id,
+        }
+        answer = place.first.door(environ, lambda status, _: told.append(status[:3]))
+        return told[0], answer
+
+    @pytest.fixture
+    def all_taken(self, place: Place) -> Iterator[list[Any]]:
+        """What has taken all places of the first node, for two nodes."""
+        place.first.hold()
+        nodes = [place.third.node_id, place.second.node_id] * 2
+        taken = [self.take(place, node_id) for node_id in nodes]
+        assert [status for status, _ in taken] == ["206"] * image_door.AT_ONCE
+        yield [part for _, part in taken]
+        for _, part in taken:
+            part.close()
+
+    def test_they_are_bounded(self, place: Place, all_taken: list[Any]) -> None:
+        assert self.take(place, "another")[0] == "503"
+        all_taken[0].close()
+        all_taken[0].close()
+        status, part = self.take(place, "another")
+        assert status == "206"
+        assert self.take(place, "yet another")[0] == "503"
+        part.close()
+
+    def test_one_node_does_not_take_all(self, place: Place) -> None:
+        place.first.hold()
+        taken = [self.take(place) for _ in range(image_door.OF_ONE_NODE + 1)]
+        status, part = self.take(place, place.second.node_id)
+        assert [one for one, _ in taken] + [status] == ["206", "206", "503", "206"]
+        for one in (part, *(given for had, given in taken if had == "206")):
+            assert b"".join(one) == CONTENT[:10]
+
+    def test_what_is_read_or_refused_holds_none(self, place: Place) -> None:
+        place.first.hold()
+        for _ in range(10):
+            status, part = self.take(place)
+            assert (status, b"".join(part)) == ("206", CONTENT[:10])
+            assert self.take(place, part="bytes=5-9999999")[0] == "400"
+
+    @pytest.mark.usefixtures("all_taken")
+    def test_another_is_asked_meanwhile(self, place: Place) -> None:
+        place.second.hold()
+        assert place.fetch(place.first.holder, place.second.holder).read_bytes() == CONTENT
+        assert len(place.second.asked) == 3
+
+    def test_one_waits_for_its_turn(self, place: Place, all_taken: list[Any]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            fetching = pool.submit(place.fetch, place.first.holder)
+            wait_until(lambda: len(place.first.asked) > 2, "it asks again")
+            for part in all_taken:
+                part.close()
+            assert fetching.result(20).read_bytes() == CONTENT
+
+    @pytest.mark.usefixtures("all_taken")
+    def test_not_for_ever(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(image_peers, "BUSY_S", 0.0)
+        with pytest.raises(Unavailable, match="is busy with others"):
+            place.fetch(place.first.holder)
+        assert place.files() == []
 
 
 def test_no_source_knows_it_by_another_name(place: Place) -> None:
