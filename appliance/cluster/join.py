@@ -19,7 +19,7 @@ from appliance import node_folders, node_process
 from appliance.cluster import certificates, peer_client, settings
 from appliance.cluster.papers import read_or_make_key
 from appliance.cluster.peer_client import Line
-from appliance.cluster.peer_messages import JOIN, JoinAnswer, JoinRequest
+from appliance.cluster.peer_messages import JOIN, SETTINGS, JoinAnswer, JoinRequest, SettingsAnswer
 from appliance.cluster.settings import MemberSettings, folder_of
 from appliance.cluster.tokens import Token
 from appliance.config import Config
@@ -33,6 +33,11 @@ Say = Callable[[str], None]
 
 BACKUP = ".before-cluster"
 _ID_IS_TAKEN = "Node.Known"
+
+_HEARD_S = 6.0
+"""Seconds after which every control node has heard of a new member."""
+
+_PAUSE_S = 0.5
 
 
 class Wishes(Struct, frozen=True, kw_only=True):
@@ -93,7 +98,7 @@ class Joining:
         folder = folder_of(self.config.state_dir)
         if folder.exists() and not _was_removed(folder):
             if _fingerprint_in(folder) == self.token.fingerprint:
-                return False
+                return not self._is_member(folder)
             raise Conflict(
                 "This node belongs to another cluster.",
                 hint="Take it out there first: `anynode node remove` on a control node.",
@@ -104,6 +109,26 @@ class Joining:
             )
         self._check_no_instances()
         return True
+
+    def _is_member(self, folder: Path) -> bool:
+        """Say whether the cluster still takes this node for a member.
+
+        :raises Unavailable: it does not answer.
+        """
+        authority = (folder / "authority.pem").read_text(encoding="ascii")
+        until = self.world.clock.monotonic() + _HEARD_S
+        while True:
+            line, _ = peer_client.connect_to_control(self.token.address, authority, folder)
+            try:
+                peer_client.asked(line, "GET", SETTINGS, None, SettingsAnswer)
+                return True
+            except Denied:
+                # Who was let in a moment ago is not known to all control nodes yet.
+                if self.world.clock.monotonic() > until:
+                    return False
+            finally:
+                line.close()
+            self.world.clock.sleep(_PAUSE_S)
 
     def _check_no_instances(self) -> None:
         if not self._lone_store:

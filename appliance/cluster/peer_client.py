@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -178,9 +179,12 @@ def read_authority(address: str) -> str:
     return text.decode("ascii", "replace")
 
 
-def connect_to_control(address: str, authority: str) -> tuple[Line, str]:
+def connect_to_control(
+    address: str, authority: str, papers: Path | None = None
+) -> tuple[Line, str]:
     """Connect to a control node of the cluster with that authority, PEM; return its id, too.
 
+    :param papers: a folder with a node's certificate and key, to be shown; else none is.
     :raises Unavailable: nobody answers there.
     :raises Denied: who answers is no control node of that cluster; nothing was sent.
     """
@@ -188,6 +192,8 @@ def connect_to_control(address: str, authority: str) -> tuple[Line, str]:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # which of the control nodes it is does not matter
     context.load_verify_locations(cadata=authority)
+    if papers:
+        context.load_cert_chain(papers / "node.pem", papers / "node.key")
     try:
         line = _connect_as_stranger(address, context)
         shown = line.sock.getpeercert(binary_form=True)

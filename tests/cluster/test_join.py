@@ -107,6 +107,7 @@ class TestJoin:
     def test_again_on_a_member_does_nothing(self, control: ControlNode, machine: Machine) -> None:
         token = control.token()
         machine.join(token)
+        control.tell()
         assert not machine.joining(token).check()
         assert not machine.joining(control.token()).check()
 
@@ -563,6 +564,19 @@ class TestRemoved:
         control.change(members.changed)
         membership = machine.membership
         control.tell(membership)
+        second = machine.join(control.token())
+        assert second.node_id != first.node_id
+        assert control.names() == ["first", "second"]
+
+    @REMOVED
+    def test_it_may_come_back_although_nobody_told_it(
+        self, control: ControlNode, machine: Machine
+    ) -> None:
+        """Its login was gone before it could hear that it was removed."""
+        first = machine.join(control.token())
+        control.change(lambda tx: members.expel(tx, first.node_id))
+        control.change(members.changed)
+        control.tell()
         second = machine.join(control.token())
         assert second.node_id != first.node_id
         assert control.names() == ["first", "second"]
