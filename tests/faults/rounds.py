@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.services.stores import KINDS
+
 T = TypeVar("T")
 ROUNDS = 20
 
@@ -18,6 +20,24 @@ def rounds(group: str, count: int = ROUNDS, *, is_quick: bool = True) -> pytest.
     first = pytest.param(1, marks=pytest.mark.faults(group, quick=is_quick))
     rest = [pytest.param(number, marks=pytest.mark.faults(group)) for number in range(2, count + 1)]
     return pytest.mark.parametrize("number", [first, *rest])
+
+
+def rounds_on_both(
+    group: str, count: int = ROUNDS, *, is_quick: bool = True, is_server_quick: bool = False
+) -> pytest.MarkDecorator:
+    """Let a test run so often on each kind of store; ``make test`` has the first rounds.
+
+    :param is_server_quick: whether that of a store on a server is among them.
+    """
+    quick = {"sqlite": is_quick, "postgresql": is_quick and is_server_quick}
+    cases = [
+        pytest.param(
+            number, kind, marks=pytest.mark.faults(group, quick=quick[kind] and number == 1)
+        )
+        for kind in KINDS
+        for number in range(1, count + 1)
+    ]
+    return pytest.mark.parametrize(("number", "store_url"), cases, indirect=["store_url"])
 
 
 def at_once(works: Sequence[Callable[[], T]]) -> list[T | Exception]:

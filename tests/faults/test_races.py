@@ -28,7 +28,7 @@ from appliance.world import World
 from tests.chain.conftest import quiet_deaths  # noqa: F401
 from tests.chain.harness import wait_until
 from tests.faults.open_node import MakeOpenNode, OpenNode, open_nodes
-from tests.faults.rounds import answers, at_once, codes, rounds
+from tests.faults.rounds import answers, at_once, codes, rounds, rounds_on_both
 
 NOTHING_USED = {"instances": 0, "vcpus": 0, "memory_mib": 0}
 SETTLED = ("running", "terminated")
@@ -76,7 +76,7 @@ def pool(node: OpenNode) -> Counter[str]:
     return found
 
 
-@rounds("races: same client token")
+@rounds_on_both("races: same client token", is_server_quick=True)
 def test_the_same_client_token_from_twenty_threads(
     open_node: MakeOpenNode,
     number: int,
@@ -113,7 +113,7 @@ def test_the_same_client_token_from_twenty_threads(
     node.assert_clean()
 
 
-@rounds("races: places", 10, is_quick=False)
+@rounds_on_both("races: places", 10, is_quick=False)
 def test_a_hundred_launches_for_sixty_places(open_node: MakeOpenNode, number: int) -> None:
     node = open_node(capacity={"memory_mib": 60 * 512}, compute={"reserved_memory_mib": 0})
     launches = answers(at_once([partial(node.launch)] * 25 + [partial(node.launch, 5)] * 15))
@@ -133,7 +133,7 @@ def test_a_hundred_launches_for_sixty_places(open_node: MakeOpenNode, number: in
     node.assert_clean()
 
 
-@rounds("races: places", 10)
+@rounds_on_both("races: places", 10, is_server_quick=True)
 def test_a_hundred_single_launches_for_sixty_places(
     open_node: MakeOpenNode,
     number: int,
@@ -201,7 +201,7 @@ def _assert_sound(node: OpenNode, free_at_first: int) -> None:
     assert found["all"] - found["reserved"] == free_at_first
 
 
-@rounds("races: addresses", 5)
+@rounds_on_both("races: addresses", 5)
 def test_t40_three_hundred_ask_for_two_hundred_addresses(
     open_node: MakeOpenNode,
     number: int,
@@ -220,7 +220,7 @@ def test_t40_three_hundred_ask_for_two_hundred_addresses(
     node.assert_clean()
 
 
-@rounds("races: addresses", 10)
+@rounds_on_both("races: addresses", 10, is_server_quick=True)
 def test_t40_addresses_with_random_terminates(open_node: MakeOpenNode, number: int) -> None:
     chance = random.Random(number)
     node = open_node()
@@ -275,7 +275,7 @@ def test_t40_addresses_with_random_terminates(open_node: MakeOpenNode, number: i
     assert node.quota_used() == NOTHING_USED
 
 
-@rounds("races: quota")
+@rounds_on_both("races: quota", is_server_quick=True)
 def test_a_quota_of_ten_under_forty_calls(open_node: MakeOpenNode, number: int) -> None:
     node = open_node(quota={"vcpus": 4000, "memory_mib": 10_000_000, "instances": 10})
     results = at_once([node.launch] * 40)
@@ -288,7 +288,7 @@ def test_a_quota_of_ten_under_forty_calls(open_node: MakeOpenNode, number: int) 
     node.assert_clean()
 
 
-@rounds("races: two terminates")
+@rounds_on_both("races: two terminates")
 def test_two_terminates_at_once(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     ids = node.launch(4)
@@ -307,7 +307,7 @@ def test_two_terminates_at_once(open_node: MakeOpenNode, number: int) -> None:
     node.assert_clean()
 
 
-@rounds("races: terminate and launch")
+@rounds_on_both("races: terminate and launch")
 def test_terminates_that_overtake_their_launches(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     chance = random.Random(number)
@@ -332,7 +332,7 @@ def test_terminates_that_overtake_their_launches(open_node: MakeOpenNode, number
     assert node.quota_used() == NOTHING_USED
 
 
-@rounds("races: stop, start and terminate")
+@rounds_on_both("races: stop, start and terminate")
 def test_stop_start_and_terminate_at_once(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     ids = node.launch(3)
@@ -387,7 +387,7 @@ def _from_world(port: int) -> dict[str, Any]:
     return _rule(port, IpRanges=[{"CidrIp": "192.0.2.0/24"}])
 
 
-@rounds("races: rules and launches", 10)
+@rounds_on_both("races: rules and launches", 10)
 def test_rules_that_change_during_launches(open_node: MakeOpenNode, number: int) -> None:
     node = open_node()
     chance = random.Random(number)
