@@ -250,7 +250,14 @@ class ImageSettings(Section, frozen=True, kw_only=True):
         str, _meaning("group of the QEMU user, which reads images; empty: that of the node")
     ] = "kvm"
     folder: Annotated[str, _meaning("folder of the images; empty: in the state folder")] = ""
-    cache_mib: Annotated[int, _meaning("MiB of images fetched from others to keep", ge=0)] = 20480
+    cache_mib: Annotated[
+        int,
+        _meaning(
+            "MiB of images fetched from others to keep; beyond, those that no instance of this node "
+            "uses go, the one used longest ago first",
+            ge=0,
+        ),
+    ] = 20480
     largest_gib: Annotated[int, _meaning("GiB of virtual size that an image may have", ge=1)] = 2048
 
 

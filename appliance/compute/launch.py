@@ -77,7 +77,7 @@ def fetch_images(subject: Subject) -> str:
         path = subject.drivers.images.fetch(
             image,
             subject.image_sources(image.sha256),
-            used=subject.drivers.images_in_use(),
+            used=subject.drivers.images_in_use,
             progress=subject.progress,
         )
         subject.boot_files[name] = str(path)

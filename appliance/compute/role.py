@@ -117,6 +117,7 @@ class ComputeNode:
         """Find out what is here after a restart of the program, or of the machine."""
         self.heartbeat()
         self._compare_with_hypervisor()
+        self._drivers.images.trim(self._images_in_use)
         for held in self.worker.held().values():
             self._parts.work.submit(held.instance_id, lambda held=held: self._check_ports(held))  # type: ignore[misc]
         self.worker.retry()
@@ -261,7 +262,7 @@ class ComputeNode:
         sources = sources_of(message.grant, cluster.client_context, self._parts.world.clock)
 
         def fetch() -> None:
-            self._drivers.images.fetch(image, sources, used=self._images_in_use())
+            self._drivers.images.fetch(image, sources, used=self._images_in_use)
             log.info("image %s is here now, too", image.image_id)
             self.inventory()
 

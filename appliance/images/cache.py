@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,12 @@ from typing import Protocol
 from appliance.errors import AnynodeError, LimitExceeded, NotFound, Unavailable
 from appliance.images.store import ImageStore, Progress, StoredFile, ignore_progress
 from appliance.model import ImageRef
+
+log = logging.getLogger(__name__)
+
+InUse = Callable[[], Collection[str]]
+"""Returns the digests that must not be evicted: those of all instances of this node, and of those
+that are being made. It is asked right before an eviction, for fetches may have waited long."""
 
 _Stamp = tuple[int, int, int, int]
 _WAIT_S = 1.0
@@ -61,7 +68,7 @@ class ImageCache:
         image: ImageRef,
         sources: Sequence[ImageSource] = (),
         *,
-        used: Collection[str] = (),
+        used: InUse = tuple,
         progress: Progress = ignore_progress,
     ) -> Path:
         """Return the path of the image's verified bytes; take them from a source if need be.
@@ -71,8 +78,6 @@ class ImageCache:
         Safe to repeat; when it raises nothing is left.
 
         :param sources: asked in order until one gives the right bytes.
-        :param used: digests that must not be evicted to make room: those of all instances of this
-            node, and of those that are being made.
         :raises NotFound: neither the store nor a source has it.
         :raises Unavailable: all sources failed; the reasons are in the text.
         :raises LimitExceeded: the images in use leave no room for it.
@@ -102,10 +107,10 @@ class ImageCache:
                 f"Could not fetch image {image.image_id}. {' '.join(failures)}"
             ) from failure
 
-    def trim(self, used: Collection[str]) -> tuple[str, ...]:
+    def trim(self, used: InUse) -> tuple[str, ...]:
         """Evict what was used longest ago until the limit is kept; return the digests evicted.
 
-        What is in ``used`` stays, even when the limit is not reached then.
+        What is in use stays, even when the limit is not reached then.
         """
         with self._making_room:
             return self._evict(used, 0)
@@ -125,9 +130,9 @@ class ImageCache:
             raise Unavailable(f"Could not use image file {path}: {error.strerror}.") from error
         return path
 
-    def _reserve(self, image: ImageRef, used: Collection[str]) -> None:
+    def _reserve(self, image: ImageRef, used: InUse) -> None:
         with self._making_room:
-            self._evict({*used, *self._expected}, image.size_bytes)
+            self._evict(used, image.size_bytes)
             if self.limit_bytes is not None:
                 taken = self._taken_bytes()
                 if taken + image.size_bytes > self.limit_bytes:
@@ -138,20 +143,33 @@ class ImageCache:
                     )
             self._expected[image.sha256] = image.size_bytes
 
-    def _evict(self, used: Collection[str], wanted_bytes: int) -> tuple[str, ...]:
+    def _evict(self, used: InUse, wanted_bytes: int) -> tuple[str, ...]:
         evicted: list[str] = []
-        if self.limit_bytes is None:
-            return ()
         taken = self._taken_bytes()
+        if self.limit_bytes is None or taken + wanted_bytes <= self.limit_bytes:
+            return ()
+        kept = {*used(), *self._expected}
         for file in self._copies():
             if taken + wanted_bytes <= self.limit_bytes:
                 break
-            if file.sha256 in used or not self.store.remove(file.sha256):
+            if file.sha256 in kept or not self.store.remove(file.sha256):
                 continue
+            log.info(
+                "evicted image file %s of %d MiB, last used %.1f hours ago: %s",
+                file.sha256,
+                file.allocated_bytes >> 20,
+                (time.time() - file.last_used_at) / 3600,
+                self._why(taken, wanted_bytes),
+            )
             self._verified.pop(file.sha256, None)
             taken -= file.allocated_bytes
             evicted.append(file.sha256)
         return tuple(evicted)
+
+    def _why(self, taken_bytes: int, wanted_bytes: int) -> str:
+        limit_mib = (self.limit_bytes or 0) >> 20
+        wanted = f", {wanted_bytes >> 20:,} MiB are to come" if wanted_bytes else ""
+        return f"copies take {taken_bytes >> 20:,} of {limit_mib:,} MiB{wanted}"
 
     def _taken_bytes(self) -> int:
         """Return what the copies take and those on their way will take."""

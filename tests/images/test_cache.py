@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from appliance.errors import LimitExceeded, NotFound, Unavailable
 from appliance.images.cache import ImageCache
 from appliance.images.store import ImageStore
 from appliance.model import ImageRef
+from tests.rig import wait_for
 
 MIB = 1 << 20
 
@@ -58,7 +60,7 @@ def test_lone_node_uses_its_store(store: ImageStore, peer: Peer) -> None:
     path = store.receive(ref, peer.read(ref))
     cache = ImageCache(store)
     assert cache.fetch(ref) == path
-    assert cache.trim(()) == ()
+    assert cache.trim(tuple) == ()
     with pytest.raises(NotFound):
         cache.fetch(peer.add(b"other"))
 
@@ -150,11 +152,11 @@ def test_never_evicts_what_is_used(store: ImageStore, peer: Peer) -> None:
     cache = ImageCache(store, limit_bytes=2 * MIB + 100_000)
     for ref in refs[:2]:
         cache.fetch(ref, [peer])
-    used = {ref.sha256 for ref in refs[:2]}
+    used = [ref.sha256 for ref in refs[:2]]
     with pytest.raises(LimitExceeded, match="images in use"):
-        cache.fetch(refs[2], [peer], used=used)
+        cache.fetch(refs[2], [peer], used=lambda: used)
     assert all(store.holds(ref.sha256) for ref in refs[:2])
-    assert cache.fetch(refs[2], [peer], used={refs[1].sha256}).is_file()
+    assert cache.fetch(refs[2], [peer], used=lambda: used[1:]).is_file()
     assert not store.holds(refs[0].sha256)
 
 
@@ -174,13 +176,32 @@ def test_fetches_at_once_keep_the_limit_together(store: ImageStore, peer: Peer) 
     assert sum(file.allocated_bytes for file in store.list()) <= 3 * MIB + 100_000
 
 
-def test_trim(store: ImageStore, peer: Peer) -> None:
+def test_trim(store: ImageStore, peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     refs = [peer.add(os.urandom(MIB), f"ami-{number}") for number in range(4)]
     unbounded = ImageCache(store)
     for ref in refs:
         unbounded.fetch(ref, [peer])
     bounded = ImageCache(store, limit_bytes=2 * MIB + 100_000)
-    evicted = bounded.trim({refs[0].sha256})
+    caplog.set_level(logging.INFO)
+    evicted = bounded.trim(lambda: [refs[0].sha256])
     assert evicted == (refs[1].sha256, refs[2].sha256)
-    assert bounded.trim({refs[0].sha256}) == ()
-    assert bounded.trim(()) == ()
+    said = [record.getMessage() for record in caplog.records if "evicted" in record.msg]
+    assert [digest in line for digest, line in zip(evicted, said, strict=True)] == [True, True]
+    assert said[0].endswith("last used 0.0 hours ago: copies take 4 of 2 MiB")
+    assert bounded.trim(lambda: [refs[0].sha256]) == ()
+    assert bounded.trim(tuple) == ()
+
+
+def test_what_came_to_be_used_during_a_wait_stays(store: ImageStore, peer: Peer) -> None:
+    old, new = (peer.add(os.urandom(MIB), f"ami-{number}") for number in range(2))
+    cache = ImageCache(store, limit_bytes=MIB + 100_000)
+    cache.fetch(old, [peer])
+    used: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with cache._making_room:
+            waiting = pool.submit(cache.fetch, new, [peer], used=lambda: used)
+            wait_for(lambda: cache._locks, 10, "the fetch to begin")
+            used.append(old.sha256)
+        with pytest.raises(LimitExceeded, match="images in use"):
+            waiting.result(10)
+    assert store.holds(old.sha256)

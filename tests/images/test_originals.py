@@ -72,7 +72,7 @@ def test_what_is_used_leaves_no_room(tmp_path: Path) -> None:
         ImageCache(store, limit_bytes=2 * MIB).fetch(
             wanted,
             [Source(content)],  # type: ignore[list-item]
-            used={copy.sha256},
+            used=lambda: {copy.sha256},
         )
     assert store.holds(copy.sha256)
 
