@@ -2,7 +2,7 @@
 # A minimal Debian has no make: apt-get install make. Everything else is installed by `make setup`.
 
 # Targets depend on the state of the machine, not on files: each checks for itself, quickly.
-.PHONY: help setup setup-cluster image clients run stop sandbox test test-faults bench lint
+.PHONY: help setup setup-cluster image clients run stop cluster cluster-stop sandbox test test-faults bench lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -28,6 +28,12 @@ stop: ## stop that node and remove everything it made
 		echo "A node's folders are here (/var/lib/anynode, /run/anynode), but no .venv:" \
 			"run \`make setup\`, then \`make stop\`." >&2; exit 1; \
 	else echo "There is nothing to stop: no node was ever set up here (no .venv)."; fi
+
+cluster: setup-cluster image ## start a cluster of three nodes on this machine, with an instance on each
+	@setup/as-root .venv/bin/python -m tests.cluster up $(ARGS)
+
+cluster-stop: ## stop that cluster and remove everything it made
+	@setup/as-root .venv/bin/python -m tests.cluster down
 
 sandbox: ## run an EC2 endpoint without instances behind it, without root; ARGS="--nodes 3 …"
 	@setup/sandbox.py --env-file var/sandbox.env $(ARGS)

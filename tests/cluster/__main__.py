@@ -31,6 +31,7 @@ KEY = FOLDER / "demo.pem"
 KEY_NAME = "demo"
 RUNNING_S = 180.0
 PING_S = 180.0
+MOST_LAUNCHES = 10
 _DONE = "--done--"
 
 
@@ -183,28 +184,39 @@ class Show:
         write_whole(ENV, credentials.env_lines(more) + path_line(), mode=0o600)
 
     def _launch(self, client: Ec2Client, image_id: str) -> dict[str, dict[str, Any]]:
-        """Launch until each node has an instance; return them by the node's name."""
+        """Launch until each node has an instance; return one of each by the node's name.
+
+        The scheduler takes one of the best few nodes by chance: what is more than one is removed.
+        """
         machines = self._cluster.machines
+        found: dict[str, dict[str, Any]] = {}
+        for _ in range(MOST_LAUNCHES):
+            missing = [machine.name for machine in machines if machine.name not in found]
+            if not missing:
+                return found
+            for one in self._launch_some(client, image_id, len(missing)):
+                instance_id = one["InstanceId"]
+                where = next(m.name for m in machines if m.qemu_pid(instance_id))
+                if where in found:
+                    client.call("TerminateInstances", InstanceIds=[instance_id])
+                    continue
+                found[where] = one
+                self._say(f"{instance_id} runs on {where} with {one['PrivateIpAddress']}")
+        raise RuntimeError(f"No instance came to {', '.join(missing)}; see `anynode explain`.")
+
+    def _launch_some(self, client: Ec2Client, image_id: str, count: int) -> list[dict[str, Any]]:
         asked = client.call(
             "RunInstances",
             ImageId=image_id,
             InstanceType="m1.tiny",
             KeyName=KEY_NAME,
-            MinCount=len(machines),
-            MaxCount=len(machines),
+            MinCount=count,
+            MaxCount=count,
         )
         ids = [one["InstanceId"] for one in asked["Instances"]]
         self._say(f"launched {', '.join(ids)}")
         wait_for(lambda: self._are_running(client, ids), RUNNING_S, "the instances to run")
-        found: dict[str, dict[str, Any]] = {}
-        for one in client.instances(InstanceIds=ids):
-            where = next((m for m in machines if m.qemu_pid(one["InstanceId"])), None)
-            if where is not None:
-                found[where.name] = one
-                self._say(
-                    f"{one['InstanceId']} runs on {where.name} with {one['PrivateIpAddress']}"
-                )
-        return found
+        return client.instances(InstanceIds=ids)
 
     def _are_running(self, client: Ec2Client, ids: list[str]) -> bool:
         states = {one["State"]["Name"] for one in client.instances(InstanceIds=ids)}
