@@ -70,6 +70,7 @@ class Admission:
         self._store = store
         self._config = config
         self._logins = logins
+        self._authority = ""
 
     @property
     def _key_path(self) -> Path:
@@ -83,10 +84,12 @@ class Admission:
 
         :raises Conflict: there is no cluster yet.
         """
-        found = self._store.read(lambda tx: cluster_facts.find(tx, cluster_facts.AUTHORITY))
-        if found is None:
-            raise Conflict("There is no cluster here yet.")
-        return found
+        if not self._authority:
+            found = self._store.read(lambda tx: cluster_facts.find(tx, cluster_facts.AUTHORITY))
+            if found is None:
+                raise Conflict("There is no cluster here yet.")
+            self._authority = found
+        return self._authority
 
     def join(self, request: JoinRequest) -> JoinAnswer:
         """Let a machine in: the token is used up in the transaction that makes it a member.

@@ -98,7 +98,7 @@ class Doors:
             return self._admission.join(request)
         except AnynodeError as error:
             log.warning(
-                "%s at %s may not join with token %s: %s",
+                "%r at %s may not join with token %r: %s",
                 request.name[:64],
                 source,
                 request.token_id[:16],
