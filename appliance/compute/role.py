@@ -14,7 +14,7 @@ from appliance.compute.offer import offered
 from appliance.compute.record import Held
 from appliance.compute.subject import Drivers
 from appliance.compute.worker import Worker
-from appliance.errors import AnynodeError, NotFound, Stale
+from appliance.errors import AnynodeError, LimitExceeded, NotFound, Stale
 from appliance.hooks import Compute, Injection
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.images.cache import ImageCache
@@ -215,7 +215,7 @@ class ComputeNode:
                 )
                 for held in self.worker.held().values()
             ),
-            images=tuple(file.sha256 for file in self._drivers.images.store.list()),
+            images=tuple(sorted(self._drivers.images.store.digests())),
         )
         deadline_s = self._parts.config.bus.call_deadline_s
         answer = self._parts.bus.call("controller", question, Holdings, deadline_s)
@@ -251,7 +251,7 @@ class ComputeNode:
         """
         specs = [held.spec for held in self.worker.held().values()]
         if not all(specs):
-            return {file.sha256 for file in self._drivers.images.store.list()}
+            return self._drivers.images.store.digests()
         return {image.sha256 for spec in specs if spec for image in images_of(spec)}
 
     def fetch_image(self, message: FetchImage) -> None:
@@ -262,7 +262,13 @@ class ComputeNode:
         sources = sources_of(message.grant, cluster.client_context, self._parts.world.clock)
 
         def fetch() -> None:
-            self._drivers.images.fetch(image, sources, used=self._images_in_use)
+            images = self._drivers.images
+            try:
+                # A second copy is not worth another one, which would be asked for in turn.
+                images.fetch(image, sources, used=images.store.digests)
+            except LimitExceeded as error:
+                log.info("no second copy of image %s here: %s", image.image_id, error.message)
+                return
             log.info("image %s is here now, too", image.image_id)
             self.inventory()
 

@@ -216,6 +216,10 @@ class ImageStore:
             )
         return tuple(sorted(found, key=lambda file: (file.last_used_at, file.sha256)))
 
+    def digests(self) -> set[str]:
+        """Return the digests of all images that are here."""
+        return {file.sha256 for file in self.list()}
+
     def originals(self) -> frozenset[str]:
         """Return the digests of what was imported here, and is not one copy of many."""
         try:

@@ -71,14 +71,15 @@ def holders(tx: Transaction, digests: Iterable[str], but: str = "") -> dict[str,
 def lonely(tx: Transaction) -> list[Copying]:
     """Return images that only one node holds, each with an up node that could hold it, too.
 
-    At most 20, the oldest first; none where there is no other node for instances.
+    At most 20, any of them, as some may have no room anywhere; none where there is no other node
+    for instances.
     """
     table = image_locations
     takers = (
         select(nodes.c.id, nodes.c.roles)
         .join(node_status, node_status.c.node_id == nodes.c.id)
         .where(_IS_MEMBER, node_status.c.is_up.is_(True))
-        .order_by(nodes.c.id)
+        .order_by(func.random())
     )
     able = [row.id for row in tx.execute(takers) if "compute" in row.roles.split()]
     members = select(nodes.c.id).where(_IS_MEMBER)
@@ -93,7 +94,7 @@ def lonely(tx: Transaction) -> list[Copying]:
         select(images, alone.c.node_id.label("held_by"))
         .join(alone, alone.c.sha256 == images.c.sha256)
         .where(images.c.deleted_at.is_(None), images.c.state == "available")
-        .order_by(images.c.created_at, images.c.id)
+        .order_by(func.random())
         .limit(_MOST)
     )
     found: dict[str, Copying] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,11 +16,12 @@ from appliance.compute import role as compute_role
 from appliance.compute.subject import Subject
 from appliance.images.cache import ImageCache, ImageSource
 from appliance.images.store import ImageStore
-from appliance.model import ImageRef
+from appliance.messages import FetchImage
+from appliance.model import ImageGrant, ImageRef
 from appliance.node import NodeParts
 from appliance.store import images
 from tests.chain.conftest import MakeChain
-from tests.chain.harness import MIB, Chain
+from tests.chain.harness import MIB, Chain, wait_until
 
 LIMIT_BYTES = 2 * MIB + MIB // 2
 
@@ -128,4 +132,40 @@ def test_a_start_trims_what_is_too_much(chain: Chain, other: OtherNode) -> None:
     assert used.sha256 in copies
     assert sum(file.allocated_bytes for file in store.list() if file.sha256 in copies) <= (
         LIMIT_BYTES
+    )
+
+
+def test_a_second_copy_evicts_nothing(
+    chain: Chain,
+    other: OtherNode,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else nodes would evict and fetch each other's images in turn, for ever."""
+    caplog.set_level(logging.INFO)
+    compute = chain.node.roles["compute"].hears[FetchImage].__self__  # type: ignore[attr-defined]
+    member = SimpleNamespace(client_context=None)
+    monkeypatch.setattr(compute, "_parts", dataclasses.replace(compute._parts, cluster=member))
+    monkeypatch.setattr(compute_role, "sources_of", lambda *_: [other])
+    wanted = [register(chain, other, name) for name in ("one", "two", "three")]
+    for image in wanted:
+        grant = ImageGrant(sha256=image.sha256, holders=(), ticket="")
+        compute.fetch_image(FetchImage(image=ref_of(image), grant=grant))
+        words = (f"image {image.image_id} is here now", f"no second copy of image {image.image_id}")
+        wait_until(partial(has_said, caplog, words), "it is decided")
+    assert [copy_of(chain, image).exists() for image in wanted] == [True, True, False]
+    assert not [one for one in caplog.records if "evicted" in one.msg]
+
+
+def has_said(caplog: pytest.LogCaptureFixture, words: tuple[str, ...]) -> bool:
+    return any(one.getMessage().startswith(words) for one in caplog.records)
+
+
+def ref_of(image: images.Image) -> ImageRef:
+    return ImageRef(
+        image_id=image.image_id,
+        sha256=image.sha256,
+        format=image.format,
+        size_bytes=image.size_bytes,
+        virtual_size_bytes=image.virtual_size_bytes,
     )
