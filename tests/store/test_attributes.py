@@ -8,7 +8,13 @@ from sqlalchemy import select, update
 
 from appliance.messages import PolicyChanged
 from appliance.store import Transaction, attributes, groups
-from appliance.store.schema import instances, policy_changes, port_groups, ports
+from appliance.store.schema import (
+    instances,
+    policy_changes,
+    policy_confirmations,
+    port_groups,
+    ports,
+)
 from tests.store.conftest import Site
 
 
@@ -57,6 +63,8 @@ def change_groups(site: Site, instance_id: str, *group_ids: str) -> tuple[list[A
 def test_a_bound_port_leaves_and_joins_under_one_revision(site: Site) -> None:
     one, two = new_group(site, "one"), new_group(site, "two")
     instance_id, address = launch(site, binds=True)
+    enforcing = {"network_id": site.network_id, "node_id": site.add_node("a"), "revision": 0}
+    site.store.transaction(lambda tx: tx.execute(policy_confirmations.insert().values(enforcing)))
     noted, told = change_groups(site, instance_id, one, two)
     assert members(site, instance_id) == {one, two}
     assert noted[0][0] == "port"
