@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import tempfile
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,6 +89,17 @@ class FakeLogins:
             raise Unavailable("The broker is away.")
 
 
+@cache
+def _migrated() -> bytes:
+    """Return the file of a store that has all tables, and nothing in them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store.sqlite"
+        store = Store(f"sqlite:///{path}", World())
+        migrations.upgrade(store)
+        store.close()
+        return path.read_bytes()
+
+
 def config_of(folder: Path, name: str, port: int) -> Config:
     """Return the settings of a machine that is in no cluster."""
     return Config(
@@ -111,8 +124,8 @@ class ControlNode:
         state_dir = lone.state_dir
         state_dir.mkdir(parents=True)
         url = f"sqlite:///{folder}/cluster.sqlite"
+        (folder / "cluster.sqlite").write_bytes(_migrated())
         self.store = Store(url, self.world)
-        migrations.upgrade(self.store)
         self.cluster_folder = folder_of(state_dir)
         self.cluster_folder.mkdir(mode=0o700)
         self._found(lone, url)
