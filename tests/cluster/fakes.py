@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import boto3
 import msgspec
@@ -57,6 +57,28 @@ PATIENCE_S = 30.0
 _session = boto3.session.Session()
 
 
+class Process(Protocol):
+    """A node's process, as far as tests handle it."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Return the status that it ended with; ``None`` while it runs."""
+        ...
+
+    def wait(self, timeout: float, /) -> int:
+        """Wait until it has ended and return its status."""
+        ...
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+
 @dataclass
 class FakeNode:
     """One node; its process is ended by its number."""
@@ -68,7 +90,7 @@ class FakeNode:
     folder: Path
     ec2_port: int
     peer_port: int
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    process: Process | None = field(default=None, init=False)
 
     @property
     def config(self) -> Config:
@@ -167,6 +189,8 @@ class FakeCluster:
     :param sections: settings of all nodes, over those that tests usually want.
     """
 
+    node_type: ClassVar[type[FakeNode]] = FakeNode
+
     def __init__(
         self, folder: Path, store_url: str, vhost: VirtualHost, **sections: dict[str, Any]
     ) -> None:
@@ -211,7 +235,7 @@ class FakeCluster:
         """Admit a node: its certificate, login, settings and row; it does not run yet."""
         folder = self.folder / name
         (folder / "state").mkdir(parents=True)
-        node = FakeNode(
+        node = self.node_type(
             cluster=self,
             name=name,
             node_id=str(uuid.uuid4()),

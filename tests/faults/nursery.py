@@ -54,6 +54,10 @@ class Child:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
 
 def start_node(config: Path, log: Path, environment: Mapping[str, str]) -> Child:
     """Start a node with these settings; what it says goes to ``log``."""
