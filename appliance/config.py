@@ -253,8 +253,8 @@ class ImageSettings(Section, frozen=True, kw_only=True):
     cache_mib: Annotated[
         int,
         _meaning(
-            "MiB of images fetched from others to keep; beyond, those that no instance of this node "
-            "uses go, the one used longest ago first",
+            "MiB of images fetched from others to keep; beyond, those that no instance of this "
+            "node uses go, the one used longest ago first",
             ge=0,
         ),
     ] = 20480
