@@ -104,7 +104,8 @@ class Entitlement:
             told = settings.read(self._folder)
             settings.write(self._folder, msgspec.structs.replace(told, bus_url=answer.bus_url))
         # The certificate last: until it is there all of this is asked for again.
-        write_whole(self._folder / CERTIFICATE, answer.certificate.encode(), mode=0o644)
+        text = certificates.text_of(certificate)
+        write_whole(self._folder / CERTIFICATE, text.encode(), mode=0o644)
         log.info("this node has a new certificate, as a %s node", _kind(identity))
 
     def _fetch(self, identity: Identity) -> None:

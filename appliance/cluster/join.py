@@ -208,9 +208,12 @@ class Joining:
 
         :raises Denied: who answers has another.
         """
-        authority = peer_client.read_authority(self.token.address)
+        shown, authority = peer_client.read_authority(self.token.address), ""
         try:
-            found = certificates.fingerprint(certificates.read_certificate(authority))
+            certificate = certificates.read_certificate(shown)
+            # Without what else was shown: all of it would be taken for an authority's.
+            authority = certificates.text_of(certificate)
+            found = certificates.fingerprint(certificate)
         except InputError:
             found = "none at all"
         if found != self.token.fingerprint:
@@ -261,8 +264,8 @@ class Joining:
             or not certificates.same_key(key.public_key(), certificate)
         ):
             raise Denied("The cluster's answer does not fit: the certificate is not for this node.")
-        write_whole(self._folder / "authority.pem", answer.authority.encode(), mode=0o644)
-        write_whole(self._folder / "node.pem", answer.certificate.encode(), mode=0o644)
+        for name, one in (("authority.pem", authority), ("node.pem", certificate)):
+            write_whole(self._folder / name, certificates.text_of(one).encode(), mode=0o644)
         write_whole(self._folder / "members.json", msgspec.json.encode(answer.members))
         settings.write(self._folder, answer.settings)
         self.say(f"got the certificate of node {identity.node_id}, a login and the settings")
@@ -288,7 +291,7 @@ class Joining:
         """Keep the node stopped; when something goes wrong, the lone one runs again."""
         process = node_process.find(self.config.run_dir)
         if process:
-            self.say(f"stop the lone node, process {process.pid}")
+            self.say(f"stop the node, process {process.pid}")
             node_process.stop(process)
         try:
             with node_folders.lock(self.config.run_dir):

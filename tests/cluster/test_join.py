@@ -355,6 +355,20 @@ class TestFalseClusters:
         assert nothing_is_left(machine)
 
     @FALSE_CLUSTERS
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_the_right_authority_and_another_beside_it(
+        self, control: ControlNode, machine: Machine, foreign: Path, is_first: bool
+    ) -> None:
+        """Only the certificate whose fingerprint was compared may vouch for anybody."""
+        token = control.token()
+        texts = [control.authority, (foreign / "authority.pem").read_text()]
+        shown = "".join(texts if is_first else reversed(texts))
+        _, heard = self.attempt(machine, token, server_context(foreign), shown)
+        assert token.secret.encode() not in heard
+        assert b"POST" not in heard
+        assert nothing_is_left(machine)
+
+    @FALSE_CLUSTERS
     def test_a_hypervisor_in_the_middle(self, control: ControlNode, machine: Machine) -> None:
         """It has a certificate of the cluster, and still may not let anybody in."""
         third = Machine(control, "third")
