@@ -120,6 +120,9 @@ class NodeSigner:
             public_key = loaded.public_key()
         except certificates.UNREADABLE as error:
             raise Denied("A signature came with what is no certificate.") from error
+        # The one part that its signature does not cover: the same may be written in several ways.
+        if not certificate.endswith(b"\0" + loaded.signature):
+            raise Denied("A signature came with a certificate that was written in another way.")
         identity = certificates.check(loaded, self._read_authority(), self._clock.now())
         if not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise Denied(f"The key of node {identity.node_id} is of another kind than ours.")
