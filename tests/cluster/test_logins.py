@@ -87,20 +87,21 @@ def own_queue(channel: Any, name: str = "x1") -> str:
     return queue
 
 
-def test_a_hypervisor_does_its_work(hypervisor: Any) -> None:
+def test_a_hypervisor_does_its_work(hypervisor: Any, control: Any) -> None:
     channel = hypervisor.channel()
     queue = own_queue(channel)
     keys = [f"reply.{OWN}.x1", f"hint.compute.{OWN}", f"hint.datapath.{OWN}", "hint.member"]
     for key in keys:
         channel.queue_bind(queue, "anynode", key)
     publish(channel, "cast.controller", user_id=f"h-{OWN}")
-    for key in ("call.controller", "call.network", f"call.compute.{OWN}", f"reply.{OWN}.x1"):
+    for key in ("call.controller", "call.network", f"reply.{OWN}.x1"):
         publish(channel, key)
     with pytest.raises(UnroutableError):
         publish(channel, "hint.controller")
     assert channel.basic_get(queue, auto_ack=True)[0].routing_key == f"reply.{OWN}.x1"
+    publish(control.channel(), f"cast.compute.{OWN}")
     method, _, _ = channel.basic_get(f"node.{OWN}", auto_ack=True)
-    assert method.routing_key == f"call.compute.{OWN}"
+    assert method.routing_key == f"cast.compute.{OWN}"
     channel.close()
 
 
@@ -136,6 +137,7 @@ DENIED: dict[str, Callable[[Any], object]] = {
     ),
     "order another node": lambda c: publish(c, f"cast.compute.{OTHER}"),
     "order itself": lambda c: publish(c, f"cast.compute.{OWN}"),
+    "ask itself": lambda c: publish(c, f"call.compute.{OWN}"),
     "ask another node": lambda c: publish(c, f"call.compute.{OTHER}"),
     "cast to the schedulers": lambda c: publish(c, "cast.scheduler"),
     "cast to the networks": lambda c: publish(c, "cast.network"),
@@ -224,13 +226,13 @@ def found(logins: Logins, node_id: str) -> list[Login]:
 
 
 def test_an_admission_repeated_changes_the_password_and_nothing_else(
-    logins: Logins, connect: Callable[..., Any]
+    logins: Logins, connect: Callable[..., Any], control: Any
 ) -> None:
     node_id = "55555555-eeee-4000-8000-000000000005"
     try:
         first = logins.admit(node_id, is_control=False)
         link = connect(f"h-{node_id}", first)
-        link.channel().basic_publish("anynode", f"call.compute.{node_id}", b"kept")
+        control.channel().basic_publish("anynode", f"cast.compute.{node_id}", b"kept")
         second = logins.admit(node_id, is_control=False)
         link.channel().close()
         with pytest.raises(AMQPConnectionError):
