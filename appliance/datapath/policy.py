@@ -84,6 +84,17 @@ class PolicyKeeper:
             if answer.reach is not None:
                 self._reach.update(network_id, answer.reach)
 
+    def catch_up(self, network_id: str, revision: int) -> None:
+        """Bring the firewall to a revision that was heard of, or a later one.
+
+        Of many that were heard of while one was asked for, none is asked for that came with it.
+        """
+        with self._lock(network_id):
+            known, reached = self._policies.get(network_id), self._reach.revision(network_id)
+            is_there = known is not None and known.revision >= revision
+            if not is_there or (reached is not None and reached < revision):
+                self.refresh(network_id)
+
     def repeat_reach(self, network_id: str) -> None:
         """Tell a network's plugin once more where the ports on other nodes are."""
         with self._lock(network_id):

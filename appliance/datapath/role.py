@@ -299,9 +299,9 @@ class Datapath:
             return True
 
     def policy_changed(self, message: PolicyChanged) -> None:
-        """Ask for the difference, if ports of that network are here."""
+        """Ask for the difference, if ports of that network are here and it is news."""
         if message.network_id in self.policies.watched():
-            self.policies.refresh(message.network_id)
+            self.policies.catch_up(message.network_id, message.revision)
 
     def repair(self) -> None:
         """Bring back what somebody removed: rules, and the networks with their ports."""

@@ -101,10 +101,21 @@ def grants(tx: Transaction, cluster: Membership, question: Bind) -> tuple[ImageG
 
 
 def get_policy(parts: NodeParts, question: GetPolicy) -> PolicyAnswer:
-    """Answer what a node must change to enforce the policy of today.
+    """Answer what a node must change to enforce the policy of today, and note what it has.
 
-    Nodes ask every few seconds; that nothing has changed is found out without a write.
+    Nodes ask every few seconds; that nothing has changed is found out without a write. What has
+    is read apart from what is noted: so it stands in no launch's way, and none in its.
     """
-    if parts.need_store().read(lambda tx: policy.is_current(tx, question)):
-        return PolicyAnswer()
-    return parts.need_store().transaction(lambda tx: policy.answer(tx, question))
+
+    def look(tx: Transaction) -> tuple[int | None, PolicyAnswer]:
+        if policy.is_current(tx, question):
+            return policy.in_force(question), PolicyAnswer()
+        return policy.confirmed(tx, question), policy.answer(tx, question)
+
+    store = parts.need_store()
+    confirmed, answer = store.read(look)
+    if confirmed == policy.in_force(question):
+        return answer
+    store.transaction(lambda tx: policy.confirm(tx, question))
+    # Whoever was not told of changes yet may have missed one between the two.
+    return answer if confirmed is not None else store.read(look)[1]

@@ -206,12 +206,11 @@ def is_current(tx: Transaction, question: GetPolicy) -> bool:
 
 
 def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
-    """Return what a node must change to enforce the policy of today, and note what it has.
+    """Return what a node must change to enforce the policy of today; only reads.
 
     :raises NotFound: there is no such network.
     """
     network, revision = network_rows.with_revision(tx, question.network_id)
-    _confirm(tx, question)
     known, reached, node_id = question.known_revision, question.reach_revision, question.node_id
     policy = delta = remotes = None
     if known != revision:
@@ -232,18 +231,30 @@ def _is_too_old(known: int, revision: int) -> bool:
     return known < max(revision - KEPT_CHANGES + 100, 0) or known > revision
 
 
-def _confirm(tx: Transaction, question: GetPolicy) -> None:
+def confirmed(tx: Transaction, question: GetPolicy) -> int | None:
+    """Return the revision that the node is known to have in force; ``None``: it never asked."""
     of_node = {"in_network": question.network_id, "of_node": question.node_id}
+    found: int | None = tx.execute(_CONFIRMED, of_node).scalar()
+    return found
+
+
+def in_force(question: GetPolicy) -> int:
+    """Return the revision that a node has in force, as its question says."""
     known, reached = question.known_revision, question.reach_revision
     if known < 0 or (reached is not None and reached < 0):
         # It has nothing in force yet, and from now on must learn of every change.
-        known = NOTHING
-    elif reached is not None:
-        # A freed address is issued again only when no node sends its frames elsewhere.
-        known = min(known, reached)
+        return NOTHING
+    # A freed address is issued again only when no node sends its frames elsewhere.
+    return known if reached is None else min(known, reached)
+
+
+def confirm(tx: Transaction, question: GetPolicy) -> None:
+    """Write down what a node has in force; from then on it is told of changes. Safe to repeat."""
+    of_node = {"in_network": question.network_id, "of_node": question.node_id}
+    known = in_force(question)
     if tx.execute(_CONFIRM, {**of_node, "known": known}).rowcount:
         return
-    if tx.execute(_CONFIRMED, of_node).first() is None:
+    if confirmed(tx, question) is None:
         tx.execute(
             insert(policy_confirmations).values(
                 network_id=question.network_id, node_id=question.node_id, revision=known

@@ -80,7 +80,7 @@ def test_a_freed_address_is_given_when_every_node_has_confirmed(small: Site) -> 
 
     def confirm(node_id: str, revision: int) -> None:
         question = GetPolicy(node_id=node_id, network_id=small.network_id, known_revision=revision)
-        small.store.transaction(lambda tx: policy.answer(tx, question))
+        small.store.transaction(lambda tx: policy.confirm(tx, question))
 
     confirm("n1", 0)
     confirm("n2", 0)

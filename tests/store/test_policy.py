@@ -132,7 +132,8 @@ class Policies(RuleBasedStateMachine):
             known_revision=known.revision if known else -1,
             known_group_ids=tuple(group.group_id for group in known.groups) if known else (),
         )
-        answer = self.site.store.transaction(lambda tx: policy.answer(tx, question))
+        self.site.store.transaction(lambda tx: policy.confirm(tx, question))
+        answer = self.site.store.read(lambda tx: policy.answer(tx, question))
         if answer.policy is not None:
             self.known[node_id] = answer.policy
         elif answer.delta is not None:

@@ -32,7 +32,8 @@ class Watcher:
             known_revision=self.known_revision,
             reach_revision=self.revision,
         )
-        answer = self.site.store.transaction(lambda tx: policy.answer(tx, question))
+        self.site.store.transaction(lambda tx: policy.confirm(tx, question))
+        answer = self.site.store.read(lambda tx: policy.answer(tx, question))
         if answer.policy:
             self.known_revision = answer.policy.revision
         if answer.delta:
@@ -180,11 +181,11 @@ def test_an_address_is_not_confirmed_before_frames_go_the_right_way(
         reach_revision=first,
     )
     assert not site.store.read(lambda tx: policy.is_current(tx, behind))
-    site.store.transaction(lambda tx: policy.answer(tx, behind))
+    site.store.transaction(lambda tx: policy.confirm(tx, behind))
     assert site.store.read(confirmed) == first
     for revision in (-1, first + 1):
         now = msgspec.structs.replace(behind, reach_revision=revision)
-        site.store.transaction(lambda tx, now=now: policy.answer(tx, now))  # type: ignore[misc]
+        site.store.transaction(lambda tx, now=now: policy.confirm(tx, now))  # type: ignore[misc]
         assert site.store.read(confirmed) == (policy.NOTHING if revision < 0 else first + 1)
     assert site.store.read(
         lambda tx: policy.is_current(tx, msgspec.structs.replace(behind, reach_revision=first + 1))
