@@ -125,7 +125,12 @@ class ImageStore:
                 # What was looked at before the copy may have been other bytes than were copied.
                 inspect_open(incoming.file, declared_format, limits, str(path))
                 self._mark_original(incoming.sha256)
-                self._adopt(incoming)
+                try:
+                    self._adopt(incoming)
+                except BaseException:
+                    if not self.path(incoming.sha256).exists():
+                        (self._marks / incoming.sha256).unlink(missing_ok=True)
+                    raise
         return StoredImage(
             sha256=incoming.sha256,
             format=inspected.format,
