@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import update
 
 from appliance import verify
+from appliance.config import BusSettings
 from appliance.model import Finding
 from appliance.store.schema import node_status
 from appliance.verify import environment, facts
@@ -89,3 +92,23 @@ def test_a_disk_that_may_not_be_written(chain: Chain, monkeypatch: pytest.Monkey
     (finding,) = found(chain, "N3.DISK_READ_ONLY")
     assert finding.level == "error"
     assert finding.message == f"{folder} is on a read-only disk."
+
+
+@pytest.mark.parametrize(
+    ("url", "nodes", "is_found"),
+    [
+        ("amqps://broker/anynode", 2, True),
+        ("amqps://broker/anynode", 1, False),
+        ("local:", 2, False),
+    ],
+)
+def test_instances_beside_what_reaches_the_store(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, url: str, nodes: int, is_found: bool
+) -> None:
+    monkeypatch.setattr("appliance.verify.services.look", lambda *_: iter(()))
+    config = msgspec.structs.replace(chain.config, bus=BusSettings(url=url))
+    seen = facts.gather(chain.config)
+    store = dataclasses.replace(seen.store, seen_at={str(n): time.time() for n in range(nodes)})
+    running = dataclasses.replace(seen, store=store, is_running=True)
+    codes = {one.code for one in environment.look(config, running)}
+    assert ("N1.ROLES_MEET" in codes) == is_found

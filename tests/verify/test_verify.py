@@ -194,6 +194,12 @@ def stray_address(chain: Chain) -> None:
     write(chain, update(addresses).where(chosen).values(port_id=STRANGER_PORT))
 
 
+def port_of_the_ended(chain: Chain) -> None:
+    placed = placements.c.instance_id == ids(chain)["stopped"]
+    write(chain, update(placements).where(placed).values(phase="gone"))
+    set_instance(chain, "stopped", state="terminated", desired="terminated")
+
+
 def owed_report(chain: Chain) -> None:
     report = Report(instance_id=STRANGER, node_id="n", epoch=1, seq=1, revision=1, state="gone")
     owed = OwedReport(report=report, sent_at=time.time() - 600)
@@ -276,7 +282,7 @@ BROKEN: dict[str, Callable[[Chain], object]] = {
     "I2.JOURNAL_MISSING": lambda c: forget_held(c, "running"),
     "I2.JOURNAL_DIFFERS": lambda c: put_held(c, "running", state="stopped"),
     "I3.ADDRESS_STRAY": stray_address,
-    "I3.PORT_STRAY": lambda c: set_instance(c, "stopped", state="terminated", desired="terminated"),
+    "I3.PORT_STRAY": port_of_the_ended,
     "I3.ADDRESS_MISSING": lambda c: set_in(c, addresses, port_id=None),
     "I3.TAP_MISSING": lambda c: c.machine.network.network_detach(port_of(c, ids(c)["running"])),
     "I3.LEASE_DIFFERS": lambda c: datapath_record(
@@ -315,6 +321,7 @@ ELSEWHERE = {
     "I6.REPORT_UNCONFIRMED": "a report of a node that runs: below",
     "N1.NOT_RUNNING": "every test here",
     "N1.HIDDEN": "cli/test_sandbox.py",
+    "N1.ROLES_MEET": "test_environment.py",
     "N1.SILENT": "a node that hangs",
     "N5.BROKER_ALARM": "test_services.py",
     "N5.BROKER_AWAY": "test_services.py",
