@@ -165,7 +165,7 @@ class Front:
         self.bus.casts.extend(transaction.announcements)
 
     def enforce_policy(self) -> None:
-        """Let the node have the policies of all networks in force, so that it hears news of them."""
+        """Let the node have the policies of all networks in force, so that it hears of changes."""
         [node] = self.rows(schema.nodes)
         confirmed = [
             {"network_id": network.id, "node_id": node.id, "revision": 0}
