@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from appliance.bus import topology
 from appliance.bus.topology import Queue
@@ -26,13 +25,6 @@ log = logging.getLogger(__name__)
 
 ACCESS = "bus-admin"
 """The name of the sealed secret that says how the broker is administered."""
-
-
-class Login(Struct, frozen=True, kw_only=True):
-    """A node's login."""
-
-    node_id: str
-    is_control: bool
 
 
 class Logins:
@@ -108,22 +100,6 @@ class Logins:
         for is_control in (False, True):
             self.retire(node_id, is_control=is_control)
         self._broker.remove_queue(topology.node_queue(node_id).name)
-
-    def list(self) -> tuple[Login, ...]:
-        """Return the logins of nodes, by name; others that the broker has are left out."""
-        return tuple(
-            Login(
-                node_id=name.removeprefix(prefix),
-                is_control=prefix == topology.CONTROL,
-            )
-            for name in sorted(self._broker.users())
-            for prefix in (topology.CONTROL, topology.HYPERVISOR)
-            if name.startswith(prefix)
-        )
-
-    def alarms(self) -> tuple[str, ...]:
-        """Return what keeps the broker from taking messages; nothing: it takes them."""
-        return self._broker.alarms()
 
     def _shared(self, *more: Queue) -> dict[str, Any]:
         queues = (*topology.shared_queues(), *more)
