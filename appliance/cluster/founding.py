@@ -248,7 +248,7 @@ class Founding:
                 "At a broker that there is, too, each node gets a login of its own.",
                 hint="Name its management API: --bus-admin-url https://admin:password@host:15671.",
             )
-        Logins(Management(self._given_access())).alarms()
+        Management(self._given_access()).alarms()
 
     def _given_access(self) -> Access:
         urls = tuple(self.wishes.bus_admin_url.split(","))
