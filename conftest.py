@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = [
+    "tests.parallel",
     "tests.rig.fixtures",
     "tests.faults.table",
     "tests.services.postgresql",

@@ -99,12 +99,13 @@ def write(table: Table, folder: Path) -> None:
     (folder / "faults.txt").write_text(render(table))
 
 
-_cases = pytest.StashKey[dict[str, Case]]()
+_notes = pytest.StashKey["_Notes"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin an empty table."""
-    config.stash[_cases] = {}
+    config.stash[_notes] = _Notes()
+    config.pluginmanager.register(config.stash[_notes])
 
 
 def _group(item: pytest.Item) -> str | None:
@@ -117,21 +118,32 @@ def _group(item: pytest.Item) -> str | None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note what came of a phase of a test that is a case."""
+    """Say in a report that its test is a case; another process may read it."""
     report = yield
     group = _group(item)
     if group is not None:
-        cases = item.config.stash[_cases]
-        case = cases.setdefault(item.nodeid, Case(group=group, name=item.nodeid))
-        case.note(report.outcome, report.duration)
+        report.user_properties.append((MARKER, group))
     return report
+
+
+class _Notes:
+    """Notes what came of each phase of a test that is a case."""
+
+    def __init__(self) -> None:
+        self.cases: dict[str, Case] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        group = dict(report.user_properties).get(MARKER)
+        if group is not None:
+            case = self.cases.setdefault(report.nodeid, Case(group=str(group), name=report.nodeid))
+            case.note(report.outcome, report.duration)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print and write the table of a run that asked for the matrix."""
-    cases = config.stash[_cases]
+    cases = config.stash[_notes].cases
     if not cases or config.option.markexpr != MARKER:
         return
     table = tabulate(cases.values(), config.invocation_params.args)
