@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 MARKER = "faults"
 
 
@@ -149,4 +148,4 @@ def pytest_terminal_summary(
     table = tabulate(cases.values(), config.invocation_params.args)
     terminalreporter.section(MARKER)
     terminalreporter.write(render(table))
-    write(table, ROOT / "var")
+    write(table, config.rootpath / "var")
