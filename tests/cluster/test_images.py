@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import re
 import socket
 import ssl
@@ -29,7 +30,7 @@ from tests.cluster.fakes import wait_until
 from tests.cluster.trust import FIRST_ID, ControlNode, Machine
 
 HOSTILE = pytest.mark.faults("hostile: image peers (T52)", quick=True)
-CONTENT = os.urandom(3_000_000)
+CONTENT = random.Random(1).randbytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
 IMAGE = ImageRef(image_id="ami-1", sha256=SHA, format="raw", size_bytes=len(CONTENT))
 

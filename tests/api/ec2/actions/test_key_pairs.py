@@ -108,7 +108,7 @@ def test_an_imported_ed25519_key_is_taken(ec2: Any) -> None:
         b"not a key",
         b"ssh-rsa",
         b"ssh-rsa AAAA",
-        openssh(RSA_KEY)[:60],
+        pytest.param(openssh(RSA_KEY)[:60], id="cut off"),
         openssh(RSA_KEY) + b"\nssh-rsa AAAA second",
         b'command="id" ' + openssh(RSA_KEY),
         b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
