@@ -58,6 +58,8 @@ START_ORDER = (
 FRONT_DOORS = ("api", "proxy")
 """The roles that take calls from outside; they stop first."""
 
+REMOVED_HINT = "`anynode join` with a new token makes it a node again."
+
 WORKING_ROLE = "compute"
 """The role that works on instances, in the lanes of the node."""
 
@@ -257,6 +259,9 @@ class Node:
 
         :raises AnynodeError: a role could not start; what had started is stopped again.
         """
+        if self._was_removed():
+            log.error("this node was removed from its cluster: it does nothing. %s", REMOVED_HINT)
+            return
         all_roles = sorted(
             ((node, name) for node in self._nodes for name in node.role_names()),
             key=lambda pair: _place_of(pair[1]),
@@ -324,6 +329,9 @@ class Node:
         with self._changing:
             if self._is_stopped:
                 return
+            if self._was_removed():
+                self._leave()
+                return
             has_store = self._store is not None
             needs_store = bool(STORE_ROLES.intersection(config.node.roles))
             is_same = _without_roles(config) == _without_roles(self.config)
@@ -332,6 +340,16 @@ class Node:
                 self._follow_roles()
             else:
                 self._begin_anew(config)
+
+    def _was_removed(self) -> bool:
+        return self.cluster is not None and self.cluster.removal is not None
+
+    def _leave(self) -> None:
+        """End all roles and the bus of a node that is a member no more: nobody would answer it."""
+        if self.roles:
+            log.error("this node was removed from its cluster, and its roles end. %s", REMOVED_HINT)
+            self._end_roles(Countdown(STOP_S))
+            self.problems.clear()
 
     def _follow_roles(self) -> None:
         wanted = list(self.role_names())

@@ -210,7 +210,8 @@ def this_process(config: Config, config_path: Path | None, log_file: Path | None
     from importlib.metadata import version
 
     # In a cluster a node without the role hands calls on.
-    answers_ec2 = "api" in config.node.roles or Membership.of(config.state_dir) is not None
+    cluster = Membership.of(config.state_dir)
+    answers_ec2 = not cluster.removal if cluster else "api" in config.node.roles
     return NodeProcess(
         pid=os.getpid(),
         started_ticks=start_ticks(os.getpid()),

@@ -10,9 +10,10 @@ import click
 
 from appliance.cli.access import Access, pass_access
 from appliance.cli.node import described, print_problems, role_words, state_words
-from appliance.cli.output import json_option, print_json, print_table, say, span
+from appliance.cli.output import json_option, moment, print_json, print_table, say, span
 
 if TYPE_CHECKING:
+    from appliance.cluster.membership import Removal
     from appliance.node_process import NodeProcess
     from appliance.store import Transaction
 
@@ -62,6 +63,9 @@ def _cluster(access: Access) -> dict[str, Any]:
     from appliance.cluster.settings import is_member
     from appliance.errors import Unavailable
 
+    removal = _removal(access)
+    if removal:
+        return {**_from_members(access), "removal": removal}
     if not _reaches_store(access):
         return _from_members(access)
     try:
@@ -70,6 +74,13 @@ def _cluster(access: Access) -> dict[str, Any]:
         if not is_member(access.config):
             raise
         return {**_from_members(access), "problem": error.message}
+
+
+def _removal(access: Access) -> Removal | None:
+    from appliance.cluster.membership import Membership
+
+    cluster = Membership.of(access.config.state_dir)
+    return cluster.removal if cluster else None
 
 
 def _reaches_store(access: Access) -> bool:
@@ -133,6 +144,9 @@ def _show(process: NodeProcess | None, found: dict[str, Any]) -> None:
         say(f"Settings   {where}")
     if found["services"]:
         say(f"Services   {', '.join(_service_words(one) for one in found['services'])}")
+    if "removal" in found:
+        _show_removal(found["removal"])
+        return
     if found["source"] == "members":
         if "problem" in found:
             say(f"Store      {found['problem']}")
@@ -163,6 +177,18 @@ def _show(process: NodeProcess | None, found: dict[str, Any]) -> None:
     head = ("node", "zone", "state", "runs on", "load", "instances", "vcpus", "memory MiB")
     print_table((*head, "disk GiB", "roles"), rows, "No node has joined yet.")
     print_problems(found["nodes"])
+
+
+def _show_removal(removal: Removal) -> None:
+    told_by = f", says {removal.told_by}" if removal.told_by else ""
+    say(f"Cluster    removed from it{told_by}; known here since {moment(removal.learnt_at)}.")
+    say("")
+    say(
+        "This node does nothing any more: its certificate and its login are void. To let it join "
+        "again: `anynode token create` on a node of the cluster, then `anynode join TOKEN` here, "
+        "which makes everything anew. Instances that run here still belong to nobody: end them "
+        "first (`anynode verify` names them)."
+    )
 
 
 def _service_words(one: dict[str, Any]) -> str:

@@ -9,22 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from appliance import seal
 from appliance.bus import topology
 from appliance.cluster import authority as authorities
 from appliance.cluster import certificates, decided
 from appliance.cluster.certificates import Identity
+from appliance.cluster.decided import Decided
 from appliance.cluster.peer_messages import (
     VERSIONS,
     JoinAnswer,
     JoinRequest,
+    MembershipAnswer,
+    MembershipRequest,
     RenewAnswer,
     RenewRequest,
     SettingsAnswer,
 )
 from appliance.config import Config
 from appliance.errors import AnynodeError, Conflict, Denied, InputError
-from appliance.messages import GetMembers
+from appliance.messages import GetMembers, Members
 from appliance.model import Member
 from appliance.role import STORE_ROLES
 from appliance.seal import Seal
@@ -158,6 +163,33 @@ class Admission:
         found = members.find(tx, request.node_id)
         assert found is not None
         return found, True
+
+    def membership(self, caller: Identity, request: MembershipRequest) -> MembershipAnswer:
+        """Say whether a node is a member, and who else; give it a login where it knows none.
+
+        :raises Unavailable: the store is away; or the node knows another broker than the
+            cluster's, and that does not answer.
+        """
+        sealing = self._seal()
+        question = GetMembers(node_id=caller.node_id, known_revision=request.known_revision)
+
+        def look(tx: Transaction) -> tuple[Members, Decided] | None:
+            is_known = members.find(tx, caller.node_id) is not None
+            if not is_known or members.is_revoked(tx, caller.serial):
+                return None
+            return members.answer(tx, question), decided.get(tx, sealing)
+
+        found = self._store.read(look)
+        if found is None:
+            return MembershipAnswer(is_member=False)
+        known, what = found
+        answer = MembershipAnswer(is_member=True, members=known, bus_is_ours=what.bus_is_ours)
+        if not request.bus_urls or request.bus_urls == what.bus_urls:
+            return answer
+        password = self._logins().admit(caller.node_id, is_control=caller.is_control)
+        login = topology.login_of(caller.node_id, is_control=caller.is_control)
+        url = decided.with_login(what.bus_urls, login, password)
+        return msgspec.structs.replace(answer, bus_url=url)
 
     def settings(self, caller: Identity) -> SettingsAnswer:
         """Return what a member is entitled to by its certificate.

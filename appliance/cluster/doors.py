@@ -18,10 +18,12 @@ from appliance.cluster.management import Management
 from appliance.cluster.membership import WsgiApp
 from appliance.cluster.peer_messages import (
     JOIN,
+    MEMBERSHIP,
     RENEW,
     SETTINGS,
     SETTLED,
     JoinRequest,
+    MembershipRequest,
     PeerMessage,
     RenewRequest,
     Trouble,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=PeerMessage)
+
+OPEN = (JOIN, MEMBERSHIP)
+"""Doors that look into the store for whom they answer, whatever the list of members here says."""
 
 _LARGEST = 16 * 1024
 _PEM = "application/x-pem-file"
@@ -54,15 +59,15 @@ def open_doors(parts: NodeParts) -> None:
 
     doors = Doors(Admission(store, parts.config, logins_now), parts.world.clock)
     parts.cluster.doors.update(doors.apps())
-    parts.cluster.open_doors.add(JOIN)
+    parts.cluster.open_doors.update(OPEN)
 
 
 def close_doors(parts: NodeParts) -> None:
     """Answer no more. Safe to repeat."""
     if parts.cluster is None:
         return
-    parts.cluster.open_doors.discard(JOIN)
-    for path in (JOIN, SETTINGS, RENEW, SETTLED):
+    parts.cluster.open_doors.difference_update(OPEN)
+    for path in (JOIN, MEMBERSHIP, SETTINGS, RENEW, SETTLED):
         parts.cluster.doors.pop(path, None)
 
 
@@ -78,6 +83,7 @@ class Doors:
         """Return what answers, by the beginning of the path."""
         return {
             JOIN: self.join,
+            MEMBERSHIP: _door("POST", self._membership),
             SETTINGS: _door("GET", self._settings),
             RENEW: _door("POST", self._renew),
             SETTLED: _door("POST", self._settled),
@@ -105,6 +111,9 @@ class Doors:
                 error.message,
             )
             raise
+
+    def _membership(self, environ: dict[str, Any]) -> PeerMessage:
+        return self._admission.membership(_caller(environ), _body(environ, MembershipRequest))
 
     def _settings(self, environ: dict[str, Any]) -> PeerMessage:
         return self._admission.settings(_caller(environ))

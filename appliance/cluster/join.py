@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from appliance import node_folders, node_process
 from appliance.cluster import certificates, peer_client, settings
+from appliance.cluster.membership import Membership
 from appliance.cluster.papers import read_or_make_key
 from appliance.cluster.peer_client import Line
 from appliance.cluster.peer_messages import JOIN, SETTINGS, JoinAnswer, JoinRequest, SettingsAnswer
@@ -325,6 +326,8 @@ class Joining:
 
 def _was_removed(folder: Path) -> bool:
     """Say whether the cluster has told this node that it is a member no more."""
+    if Membership(folder).removal:
+        return True
     try:
         told = msgspec.json.decode((folder / "members.json").read_bytes(), type=Members)
         own = settings.read(folder).node_id

@@ -12,7 +12,8 @@ import threading
 from appliance.cluster import image_tickets, peer_service, services
 from appliance.cluster.entitlement import Entitlement
 from appliance.cluster.image_door import ImageDoor
-from appliance.cluster.membership import MEMBER_ROLE, Membership
+from appliance.cluster.inquiry import inquire
+from appliance.cluster.membership import MEMBER_ROLE, Membership, Removal
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.images.store import ImageStore
@@ -32,6 +33,11 @@ LOOK_EVERY_S = 1.0
 
 FOLLOW_EVERY_S = 2.0
 """Seconds after which what did not start is tried again."""
+
+INQUIRE_AFTER_S = 10.0
+"""Seconds without an answer over the bus after which the doors of control nodes are asked."""
+
+INQUIRE_EVERY_S = 15.0
 
 _DEADLINE_S = 5.0
 
@@ -83,7 +89,8 @@ class ClusterMember:
         self._server = peer_service.make_server(cluster, parts.config)
         self._entitlement = Entitlement(cluster, parts.state_dir, parts.world.clock)
         self._news = threading.Event()
-        self._asked_at = self._followed_at = float("-inf")
+        self._asked_at = self._followed_at = self._inquired_at = float("-inf")
+        self._answered_at = parts.world.clock.monotonic()
         self._followed: Members | None = None
         self._problem = ""
 
@@ -145,8 +152,10 @@ class ClusterMember:
             self._asked_at = now
             try:
                 self._ask()
+                self._answered_at = self._parts.world.clock.monotonic()
             except AnynodeError as error:
                 log.debug("could not ask for the members: %s", error)
+                self._inquire()
         is_news = self._cluster.members.current is not self._followed
         if is_news or now - self._followed_at >= FOLLOW_EVERY_S:
             self._followed_at = now
@@ -160,6 +169,20 @@ class ClusterMember:
         if self._cluster.members.take(told):
             log.info("revision %d of the members: %d", told.revision, len(told.members))
 
+    def _inquire(self) -> None:
+        """Ask at the doors of control nodes once the bus has been dead for some time."""
+        now = self._parts.world.clock.monotonic()
+        is_dead = self._parts.bus.well_for_s() == 0 and now - self._answered_at > INQUIRE_AFTER_S
+        if not is_dead or not self._cluster.is_told or now - self._inquired_at < INQUIRE_EVERY_S:
+            return
+        self._inquired_at = now
+        try:
+            inquire(self._cluster, self._parts.world.clock)
+        except AnynodeError as error:
+            log.debug("no control node says how the cluster is: %s", error)
+            return
+        self._follow()
+
     def _follow(self) -> None:
         """Bring this node to what the list says of it."""
         current = self._cluster.members.current
@@ -167,9 +190,9 @@ class ClusterMember:
         if own is None:
             if not current.members:
                 return
-            if current is not self._followed:
-                log.error("this node was removed from the cluster: its roles end")
-        elif self._cluster.is_told:
+            if not self._cluster.removal:
+                self._cluster.note_removal(Removal(learnt_at=self._parts.world.clock.now()))
+        elif self._cluster.is_told and not self._cluster.removal:
             self._get_entitled()
         self._parts.follow(self._cluster.settings_of(self._parts.config, own))
         self._followed = current

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from appliance.bus import TlsFiles
 from appliance.cluster import settings as cluster_settings
@@ -16,16 +17,25 @@ from appliance.cluster.settings import folder_of as folder_of
 from appliance.cluster.signatures import NodeSigner
 from appliance.config import Config
 from appliance.errors import ConfigError
+from appliance.files import write_whole
 from appliance.model import Member
 from appliance.role import STORE_ROLES
 
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "node.pem", "node.key"
 MEMBERS = "members.json"
+REMOVAL = "removal.json"
 
 MEMBER_ROLE = "member"
 """The role of every node of a cluster, which no setting names."""
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Removal(Struct, frozen=True, kw_only=True):
+    """That a node is a member no more; it learnt so at ``learnt_at``, in seconds of the epoch."""
+
+    learnt_at: float
+    told_by: str = ""
 
 
 class Membership:
@@ -42,12 +52,28 @@ class Membership:
         self.open_doors: set[str] = set()
         self._signer = NodeSigner(folder, lambda: self.members.revoked)
         self._contexts: dict[int, tuple[int, ssl.SSLContext]] = {}
+        self._removal: Removal | None = None
 
     @classmethod
     def of(cls, state_dir: Path) -> Membership | None:
         """Return what a node is a member by; ``None`` for a lone node."""
         folder = folder_of(state_dir)
         return cls(folder) if (folder / CERTIFICATE).exists() else None
+
+    @property
+    def removal(self) -> Removal | None:
+        """That this node was removed from its cluster; ``None`` while it is a member.
+
+        Nothing undoes it but a new join, which brings another folder.
+        """
+        if self._removal is None:
+            self._removal = _read_removal(self.folder / REMOVAL)
+        return self._removal
+
+    def note_removal(self, removal: Removal) -> None:
+        """Remember that this node was removed."""
+        self._removal = removal
+        write_whole(self.folder / REMOVAL, msgspec.json.encode(removal))
 
     @property
     def is_told(self) -> bool:
@@ -120,3 +146,10 @@ class Membership:
             ) from error
         self._contexts[side] = (written_at, context)
         return context
+
+
+def _read_removal(path: Path) -> Removal | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Removal)
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -26,6 +26,7 @@ from appliance.errors import (
 from appliance.model import Member
 
 A = TypeVar("A", bound=PeerMessage)
+T = TypeVar("T")
 
 CONNECT_S = 5.0
 ANSWER_S = 30.0
@@ -135,7 +136,7 @@ def trouble_of(status: int, text: bytes) -> AnynodeError:
     return kind(told.message, hint=told.hint, code=told.code if kind is not Unavailable else "")
 
 
-def first_answer(members: list[Member], work: Callable[[Member], A]) -> A:
+def first_answer(members: list[Member], work: Callable[[Member], T]) -> T:
     """Return the answer of the first of several members that gives one.
 
     :raises Unavailable: none is there.

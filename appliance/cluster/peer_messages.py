@@ -11,6 +11,7 @@ from appliance.cluster.settings import MemberSettings
 from appliance.messages import Members
 
 JOIN, SETTINGS, RENEW, SETTLED = "/join", "/settings", "/renew", "/settled"
+MEMBERSHIP = "/membership"
 
 VERSIONS = (1,)
 """Forms of these questions that this program understands."""
@@ -71,6 +72,25 @@ class RenewAnswer(PeerMessage, frozen=True, kw_only=True):
 
     certificate: str
     bus_url: str = ""
+
+
+class MembershipRequest(PeerMessage, frozen=True, kw_only=True):
+    """Is the caller a member still? ``bus_urls`` is the broker that it knows, without a login."""
+
+    known_revision: int = -1
+    bus_urls: str = ""
+
+
+class MembershipAnswer(PeerMessage, frozen=True, kw_only=True):
+    """Whether the caller is a member, and who is, without members when it knows that.
+
+    ``bus_url`` is the broker with a new login for the caller where it knows another one.
+    """
+
+    is_member: bool
+    members: Members | None = None
+    bus_url: str = ""
+    bus_is_ours: bool = True
 
 
 class Trouble(PeerMessage, frozen=True, kw_only=True):

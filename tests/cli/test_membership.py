@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from appliance.cli import INTERRUPTED, main
 from appliance.cli.join import TOKEN_VARIABLE
-from appliance.cluster import tokens
+from appliance.cluster import changes, tokens
+from appliance.cluster.membership import Membership, Removal
 from appliance.cluster.settings import folder_of
 from tests.cli.shell import Shell
 from tests.cluster.trust import ControlNode
@@ -126,6 +127,19 @@ class TestJoin:
     ) -> None:
         join(empty, "-", "--no-start", given=control.token().text)
         assert "does not reach the store" in empty.fail("user", "list")
+
+    def test_a_removed_node_says_what_to_do(self, control: ControlNode, empty: Shell) -> None:
+        join(empty, "-", "--no-start", given=control.token().text)
+        cluster = Membership(folder_of(empty.config.state_dir))
+        cluster.note_removal(Removal(learnt_at=time.time(), told_by="first"))
+        said = empty.run("status", status=1)
+        assert "removed from it, says first" in said
+        assert "`anynode join TOKEN` here" in said
+        assert empty.json("status", status=1)["removal"]["told_by"] == "first"
+        control.change(lambda tx: changes.remove(tx, "n1"))
+        result = join(empty, "-", "--no-start", given=control.token().text)
+        assert "is now node n1" in result.stdout
+        assert "removal" not in empty.json("status", status=1)
 
     def test_errors_show_no_secret(self, control: ControlNode, empty: Shell) -> None:
         token = control.token()

@@ -15,7 +15,7 @@ from typing import TypeVar
 from appliance import seal
 from appliance.cluster import certificates, decided, peer_service, settings, tokens
 from appliance.cluster.admission import Admission
-from appliance.cluster.doors import Doors
+from appliance.cluster.doors import OPEN, Doors
 from appliance.cluster.entitlement import Entitlement
 from appliance.cluster.join import Joining, Offer, Wishes
 from appliance.cluster.membership import Membership, folder_of
@@ -133,7 +133,7 @@ class ControlNode:
         self.membership = Membership(self.cluster_folder)
         self.admission = Admission(self.store, self.config, lambda: self.logins)
         self.membership.doors.update(Doors(self.admission, self.clock).apps())
-        self.membership.open_doors.add("/join")
+        self.membership.open_doors.update(OPEN)
         self.server = peer_service.make_server(self.membership, self.config)
         self.server.open()
 
