@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from appliance.cli import (
+    address,
     audit,
     config,
     console,
@@ -27,6 +28,7 @@ from appliance.cli import (
     key,
     launch,
     messages,
+    network,
     node,
     plugins,
     project,
@@ -129,6 +131,8 @@ for _command in (
     join.join,
     node.node,
     role.role,
+    network.network,
+    address.address,
     user.user,
     project.project,
     key.key,

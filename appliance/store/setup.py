@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 
 from appliance.config import Config
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, Conflict, InputError
 from appliance.model import NetworkSpec
 from appliance.plugins import overhead_bytes, spans_nodes
 from appliance.store import Transaction, networks, nodes
@@ -17,6 +17,7 @@ LONE_TYPE, CLUSTER_TYPE = "flatdhcp", "vxlan"
 """Types of default networks where the settings name none."""
 
 _VPC_PREFIX = 16
+_SMALLEST_PREFIX = 28
 _LONGEST_BRIDGE = 15
 
 
@@ -78,6 +79,11 @@ def prepare_zone(tx: Transaction, config: Config, zone: str) -> None:
     _make_default(tx, config, vpc_id, zone, check_spans(config), "")
 
 
+def type_of_defaults(*, is_alone: bool) -> str:
+    """Return the type of default networks where the settings name none."""
+    return LONE_TYPE if is_alone else CLUSTER_TYPE
+
+
 def check_spans(config: Config) -> str:
     """Return the type of a cluster's default networks.
 
@@ -98,13 +104,57 @@ def _default_vpc(tx: Transaction, config: Config) -> str:
     return found or networks.create_vpc(tx, str(_vpc_range(config)), is_default=True)
 
 
+def make_network(
+    tx: Transaction, config: Config, zone: str, kind: str, *, cidr: str = "", node_id: str = ""
+) -> NetworkSpec:
+    """Make a further network of the default VPC, which launches have to name.
+
+    :param cidr: its range; empty: the first of the usual size that is free.
+    :param node_id: the only node that has it, where the type ends at nodes.
+    :raises InputError: the range is none, or no part of the VPC.
+    :raises Conflict: another network has a part of it, or it is too small or too large.
+    :raises PluginError: the network plugin is not installed.
+    """
+    vpc_id = _default_vpc(tx, config)
+    vpc, others = IPv4Network(networks.range_of_vpc(tx, vpc_id)), networks.in_vpc(tx, vpc_id)
+    chosen = _checked_range(vpc, cidr, others) if cidr else _free_range(vpc, config, zone, others)
+    return _make(tx, config, vpc_id, zone, kind, node_id, chosen, others, is_default=False)
+
+
+def _checked_range(vpc: IPv4Network, cidr: str, others: Sequence[NetworkSpec]) -> IPv4Network:
+    networks.gateway_of(cidr)
+    wanted = IPv4Network(cidr)
+    if not wanted.subnet_of(vpc):
+        raise InputError(f"{wanted} is not inside the default VPC, {vpc}.")
+    if wanted.prefixlen > _SMALLEST_PREFIX:
+        raise InputError(f"{wanted} is too small for a network: at most /{_SMALLEST_PREFIX}.")
+    for other in others:
+        if wanted.overlaps(IPv4Network(other.cidr)):
+            raise Conflict(f"Network {other.network_id} has {other.cidr}, which meets {wanted}.")
+    return wanted
+
+
 def _make_default(
     tx: Transaction, config: Config, vpc_id: str, zone: str, kind: str, node_id: str
 ) -> None:
-    spans = spans_nodes(kind)
     others = networks.in_vpc(tx, vpc_id)
     cidr = _free_range(IPv4Network(networks.range_of_vpc(tx, vpc_id)), config, zone, others)
-    settings = config.network
+    _make(tx, config, vpc_id, zone, kind, node_id, cidr, others, is_default=True)
+
+
+def _make(
+    tx: Transaction,
+    config: Config,
+    vpc_id: str,
+    zone: str,
+    kind: str,
+    node_id: str,
+    cidr: IPv4Network,
+    others: Sequence[NetworkSpec],
+    *,
+    is_default: bool,
+) -> NetworkSpec:
+    spans, settings = spans_nodes(kind), config.network
     spec = NetworkSpec(
         network_id=tx.world.ids.ec2("subnet"),
         vpc_id=vpc_id,
@@ -118,7 +168,8 @@ def _make_default(
             networks.free_segment(tx, settings.first_segment, settings.last_segment) if spans else 0
         ),
     )
-    networks.create(tx, spec, zone=zone, is_default=True, node_id="" if spans else node_id)
+    networks.create(tx, spec, zone=zone, is_default=is_default, node_id="" if spans else node_id)
+    return spec
 
 
 def _range(name: str, cidr: str) -> IPv4Network:
