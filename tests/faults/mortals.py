@@ -177,13 +177,20 @@ class Mortals(FakeCluster):
         raise AssertionError(f"Nobody of {', '.join(via)} answers {action}: {last!r}")
 
     def born(
-        self, count: int = 1, *, via: Sequence[str], token: str = "", zone: str = ""
+        self,
+        count: int = 1,
+        *,
+        via: Sequence[str],
+        token: str = "",
+        zone: str = "",
+        deadline_s: float = STATE_S,
     ) -> list[str]:
         """Launch instances and return their ids; asking again gives the same."""
         where: dict[str, Any] = {"Placement": {"AvailabilityZone": zone}} if zone else {}
         reply = self.ask(
             "run_instances",
             via=via,
+            deadline_s=deadline_s,
             ImageId=self.image_id,
             InstanceType="t2.nano",
             MinCount=count,
