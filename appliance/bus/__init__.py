@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -146,6 +147,8 @@ def open(  # noqa: A001 - it is called as bus.open
                 f"There is no bus for {without_password(url)!r}.",
                 hint="bus.url is local:, or amqp:// or amqps:// URLs with commas between.",
             )
+    if tls:
+        tls_context(tls)
     from appliance.bus.amqp import AmqpBus
 
     return AmqpBus(
@@ -153,7 +156,7 @@ def open(  # noqa: A001 - it is called as bus.open
         world,
         store=store,
         node_id=node_id,
-        tls=tls_context(tls) if tls else None,
+        tls=partial(tls_context, tls) if tls else None,
         signer=signer,
         declares=declares,
         **settings,
@@ -166,7 +169,7 @@ def urls_of(config: Config) -> list[str]:
 
 
 def tls_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return what a broker is met with.
+    """Return what a broker is met with, as the files are now.
 
     :raises ConfigError: a file cannot be used.
     """

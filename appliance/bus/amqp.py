@@ -15,7 +15,7 @@ import logging
 import ssl
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ import pika
 
 from appliance.bus import Delivery, failure, topology
 from appliance.bus.amqp_arrival import AmqpArrival, DeadArrival, what_was_sent
-from appliance.bus.amqp_link import Incoming, Link, Outgoing
+from appliance.bus.amqp_link import MOST_BYTES, Incoming, Link, Outgoing
 from appliance.bus.guard import Guard, Signer
 from appliance.bus.intake import Intake
 from appliance.bus.local import ask_here
@@ -47,8 +47,6 @@ START_S = 5.0
 """Seconds that a start waits for a connection, before it goes on without one."""
 
 LONGEST_ID = 64
-MOST_BYTES = 16 * 2**20
-"""Size of a message above which it is none of ours."""
 
 
 class AmqpBus:
@@ -68,7 +66,7 @@ class AmqpBus:
         node_id: str,
         attempts: int,
         lanes: int,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         signer: Signer | None = None,
         declares: bool = True,
     ) -> None:

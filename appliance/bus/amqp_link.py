@@ -22,7 +22,7 @@ from pika.channel import Channel
 from appliance.bus import topology
 from appliance.bus.relay import Finish
 from appliance.bus.topology import EXCHANGE
-from appliance.errors import Unavailable
+from appliance.errors import AnynodeError, Unavailable
 from appliance.world import World
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 PREFETCH = 64
 """Messages of a queue that a process holds at once without having acknowledged them."""
 
+MOST_BYTES = 16 * 2**20
+"""Size of a message above which it is none of ours: a broker closes the channel of a longer one."""
+
 HEARTBEAT_S = 15
 PING_EVERY_S = 5.0
 WEDGED_AFTER_S = 15.0
@@ -40,6 +43,7 @@ WEDGED_AFTER_S = 15.0
 OPEN_S = 10.0
 """Seconds that a connection may take from its first packet to its last consumer."""
 
+_TOO_LONG = "A message for {} is too long, {:,} bytes: no broker takes it."
 _BACK_OFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 
@@ -72,7 +76,8 @@ class Link:
     """Sends and receives until it is stopped.
 
     :param urls: brokers; the next one is tried when one does not answer.
-    :param tls: how to meet them, for those whose URL begins with ``amqps:``.
+    :param tls: returns how to meet them, for those whose URL begins with ``amqps:``; it is asked at
+        each connection, since certificates are renewed.
     :param name: of this process at the broker: its own queue and the key of answers are after it.
     :param declared: what is declared at each connection, with the exchanges; if nothing, none is.
     :param receive: called on the link's thread with all that arrives; it must not block.
@@ -85,7 +90,7 @@ class Link:
         urls: Sequence[str],
         world: World,
         *,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         name: str,
         declared: Sequence[topology.Queue],
         receive: Callable[[Incoming], None],
@@ -162,6 +167,10 @@ class Link:
 
     def send(self, outgoing: Outgoing) -> None:
         """Publish; its ``finish`` is called on the link's thread. Without one it may get lost."""
+        if len(outgoing.body) > MOST_BYTES:
+            if outgoing.finish:
+                outgoing.finish(Unavailable(_TOO_LONG.format(outgoing.key, len(outgoing.body))))
+            return
         is_possible = self._up.is_set() and not self._is_blocked
         is_left = is_possible and self._wish(lambda: self._publish(outgoing))
         if not is_left and outgoing.finish:
@@ -213,7 +222,7 @@ class Link:
                 on_open_error_callback=self._ended,
                 on_close_callback=self._ended,
             )
-        except OSError as error:
+        except (OSError, AnynodeError) as error:
             log.warning("no connection to the message broker: %s", error)
             return False
         connection.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
@@ -237,7 +246,7 @@ class Link:
         parameters.socket_timeout = parameters.stack_timeout = OPEN_S
         parameters.client_properties = {"connection_name": self._name}
         if self._tls and parameters.ssl_options:
-            parameters.ssl_options = pika.SSLOptions(self._tls, parameters.host)
+            parameters.ssl_options = pika.SSLOptions(self._tls(), parameters.host)
         return parameters
 
     def _opened(self, connection: SelectConnection) -> None:

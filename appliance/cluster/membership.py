@@ -85,7 +85,11 @@ class Membership:
         """How a broker is met that the cluster's authority vouches for; ``None`` for others."""
         if self.is_told and not cluster_settings.read(self.folder).bus_is_ours:
             return None
-        return TlsFiles(authority=self.folder / AUTHORITY)
+        return TlsFiles(
+            authority=self.folder / AUTHORITY,
+            certificate=self.folder / CERTIFICATE,
+            key=self.folder / KEY,
+        )
 
     def settings_of(self, config: Config, own: Member | None) -> Config:
         """Return a node's settings as the cluster wants them now, its roles with them.

@@ -12,7 +12,8 @@ import pika
 import pytest
 
 from appliance.bus import amqp_link
-from appliance.bus.amqp import MOST_BYTES, AmqpBus
+from appliance.bus.amqp import AmqpBus
+from appliance.bus.amqp_link import MOST_BYTES
 from appliance.bus.intake import Arrival
 from appliance.errors import Unavailable
 from appliance.messages import DeadLetter, Done, GetMembers, Members, Message, Wanted, encode
@@ -246,6 +247,23 @@ def test_a_huge_message_is_kept_by_its_name(places: Places) -> None:
     assert MOST_BYTES < 50 * 2**20
     assert (letter.message_id, letter.size_bytes) == ("m-huge", 0)
     assert str(50 * 2**20) in letter.error
+
+
+@pytest.mark.faults("poison: messages", quick=True)
+def test_a_huge_message_of_ones_own_does_not_break_the_connection(places: Places) -> None:
+    """The broker would close the channel, and the connection with it, at each attempt."""
+    hypervisor = places.hypervisor()
+    hypervisor.start()
+    wait_well(hypervisor)
+    before = hypervisor._link._number
+    huge = Wanted(instance_id="i" * MOST_BYTES)
+    with pytest.raises(Unavailable, match="too long"):
+        hypervisor.cast("controller", huge)
+    with pytest.raises(Unavailable, match="too long"):
+        hypervisor.call("controller", huge, Members, DEADLINE_S)
+    hypervisor.announce("controller", huge)
+    assert hypervisor.well_for_s() > 0
+    assert hypervisor._link._number == before
 
 
 @pytest.mark.faults("poison: kills its handler")

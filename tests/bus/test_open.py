@@ -71,23 +71,29 @@ def test_a_broker_is_met_over_tls_and_no_other(tmp_path: Path) -> None:
     with running(files) as broker:
         vhost = broker.new_vhost()
         url = broker.url(vhost.name, is_tls=True)
-        trusting, doubting = (
+        trusting, doubting, nameless = (
             bus.open(
                 config(url),
                 World(),
                 None,
                 node_id="n",
-                tls=bus.TlsFiles(authority=tmp_path / name / "authority.pem"),
+                tls=tls,
             )
-            for name in ("ours", "theirs")
+            for tls in (
+                bus.TlsFiles(**files),
+                bus.TlsFiles(**{**files, "authority": tmp_path / "theirs" / "authority.pem"}),
+                bus.TlsFiles(authority=files["authority"]),
+            )
         )
         try:
             assert isinstance(trusting, AmqpBus)
             trusting.start()
             wait_well(trusting)
-            doubting.start()
-            assert doubting.well_for_s() == 0
+            for other in (doubting, nameless):
+                other.start()
+                assert other.well_for_s() == 0
             assert trusting.well_for_s() > 0
         finally:
             trusting.stop(5)
             doubting.stop(5)
+            nameless.stop(5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,8 +44,6 @@ def logins(management: Management) -> Iterator[Logins]:
 
 @pytest.fixture(scope="module")
 def connect(own_services: OwnServices) -> Callable[..., Any]:
-    context = ssl.create_default_context(cafile=str(own_services.authority))
-
     def connect(name: str, password: str, **more: Any) -> Any:
         return pika.BlockingConnection(
             pika.ConnectionParameters(
@@ -54,7 +51,7 @@ def connect(own_services: OwnServices) -> Callable[..., Any]:
                 own_services.bus.port,
                 VHOST,
                 pika.PlainCredentials(name, password),
-                ssl_options=pika.SSLOptions(context),
+                ssl_options=pika.SSLOptions(own_services.tls),
                 **more,
             )
         )

@@ -9,6 +9,7 @@ import datetime
 import ipaddress
 import os
 import shutil
+import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ class OwnServices:
     def authority(self) -> Path:
         """The certificate that vouches for both."""
         return services.tls_of(self.state_dir).authority
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """What a node meets the broker with."""
+        files = services.tls_of(self.state_dir)
+        context = ssl.create_default_context(cafile=str(files.authority))
+        context.load_cert_chain(files.certificate, files.key)
+        return context
 
     @property
     def access(self) -> Access:

@@ -51,7 +51,7 @@ ssl_options.cacertfile = {authority}
 ssl_options.certfile = {certificate}
 ssl_options.keyfile = {key}
 ssl_options.verify = verify_peer
-ssl_options.fail_if_no_peer_cert = false
+ssl_options.fail_if_no_peer_cert = true
 """
 
 

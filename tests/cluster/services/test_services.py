@@ -15,6 +15,7 @@ import pika
 import psycopg
 import pytest
 
+from appliance.bus.amqp_link import MOST_BYTES
 from appliance.cluster import services
 from appliance.cluster.management import Access, Management
 from appliance.cluster.services import daemon, rabbitmq
@@ -99,17 +100,42 @@ def test_the_broker_speaks_nothing_but_tls(own_services: OwnServices) -> None:
     )
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         pika.BlockingConnection(parameters)
-    context = ssl.create_default_context(cafile=str(own_services.authority))
-    with pika.BlockingConnection(
-        pika.ConnectionParameters(
-            own_services.bus.address,
-            own_services.bus.port,
-            "anynode",
-            pika.PlainCredentials(rabbitmq.ADMIN, own_services.bus.password),
-            ssl_options=pika.SSLOptions(context),
-        )
-    ) as link:
+    with connected(own_services, own_services.tls) as link:
         assert link.is_open
+
+
+def connected(own: OwnServices, tls: ssl.SSLContext) -> pika.BlockingConnection:
+    """Connect to the broker with a login that is right."""
+    return pika.BlockingConnection(
+        pika.ConnectionParameters(
+            own.bus.address,
+            own.bus.port,
+            "anynode",
+            pika.PlainCredentials(rabbitmq.ADMIN, own.bus.password),
+            ssl_options=pika.SSLOptions(tls),
+        )
+    )
+
+
+def test_a_login_without_the_clusters_certificate_is_refused(
+    own_services: OwnServices, tmp_path: Path
+) -> None:
+    stranger = ssl.create_default_context(cafile=str(own_services.authority))
+    with pytest.raises((pika.exceptions.AMQPConnectionError, ssl.SSLError)):
+        connected(own_services, stranger)
+    write_certificates(tmp_path / "other")
+    stranger.load_cert_chain(tmp_path / "other" / "node.pem", tmp_path / "other" / "node.key")
+    with pytest.raises((pika.exceptions.AMQPConnectionError, ssl.SSLError)):
+        connected(own_services, stranger)
+
+
+def test_the_broker_takes_no_message_that_is_too_long(own_services: OwnServices) -> None:
+    with connected(own_services, own_services.tls) as link:
+        channel = link.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("", "nowhere", b"x" * MOST_BYTES)
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="max"):
+            channel.basic_publish("", "nowhere", b"x" * (MOST_BYTES + 1))
 
 
 def test_nothing_of_erlang_listens_on_the_network(own_services: OwnServices) -> None:
