@@ -18,6 +18,12 @@ FOUND_ERRORS = 3
 
 
 @click.command("verify", short_help="Compare what is with what should be.")
+@click.option(
+    "--cluster",
+    "of_cluster",
+    is_flag=True,
+    help="All nodes, and what only the whole shows; on a node with a role of the store.",
+)
 @click.option("--fix", "is_fixing", is_flag=True, help="Repair what can be repaired safely.")
 @click.option(
     "--wait",
@@ -33,6 +39,7 @@ FOUND_ERRORS = 3
 def verify(
     context: click.Context,
     access: Access,
+    of_cluster: bool,
     is_fixing: bool,
     wait_s: float | None,
     ignored: tuple[str, ...],
@@ -42,12 +49,20 @@ def verify(
 
     Exit status 3 when errors are found; warnings alone are no failure. The codes are stable, and
     those of --ignore are left out.
+
+    With --cluster, what is on a node that is down is not looked at, and secrets are looked for on
+    this node only.
     """
     from appliance import verify as checks
 
     _check_codes(ignored, checks.CODES)
+    if of_cluster and is_fixing:
+        raise click.UsageError("--fix repairs the node that it is run on: leave --cluster out.")
     config = access.config
-    found = checks.check(config) if wait_s is None else checks.wait(config, wait_s)
+    if wait_s is None:
+        found = checks.check(config, of_cluster=of_cluster)
+    else:
+        found = checks.wait(config, wait_s, of_cluster=of_cluster)
     done: Sequence[str] = ()
     if is_fixing and found:
         done = checks.fix(config, _without(found, ignored))

@@ -83,17 +83,17 @@ class Doors:
         """Return what answers, by the beginning of the path."""
         return {
             JOIN: self.join,
-            MEMBERSHIP: _door("POST", self._membership),
-            SETTINGS: _door("GET", self._settings),
-            RENEW: _door("POST", self._renew),
-            SETTLED: _door("POST", self._settled),
+            MEMBERSHIP: door("POST", self._membership),
+            SETTINGS: door("GET", self._settings),
+            RENEW: door("POST", self._renew),
+            SETTLED: door("POST", self._settled),
         }
 
     def join(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         """Show the authority's certificate to whoever asks, and let in who has a token."""
         if environ["REQUEST_METHOD"] == "GET":
             return _answered(start, _PEM, lambda: self._admission.authority().encode())
-        return _door("POST", self._join)(environ, start)
+        return door("POST", self._join)(environ, start)
 
     def _join(self, environ: dict[str, Any]) -> PeerMessage:
         source = environ.get("REMOTE_ADDR", "")
@@ -113,20 +113,20 @@ class Doors:
             raise
 
     def _membership(self, environ: dict[str, Any]) -> PeerMessage:
-        return self._admission.membership(_caller(environ), _body(environ, MembershipRequest))
+        return self._admission.membership(caller(environ), _body(environ, MembershipRequest))
 
     def _settings(self, environ: dict[str, Any]) -> PeerMessage:
-        return self._admission.settings(_caller(environ))
+        return self._admission.settings(caller(environ))
 
     def _renew(self, environ: dict[str, Any]) -> PeerMessage:
-        return self._admission.renew(_caller(environ), _body(environ, RenewRequest))
+        return self._admission.renew(caller(environ), _body(environ, RenewRequest))
 
     def _settled(self, environ: dict[str, Any]) -> PeerMessage:
-        self._admission.settled(_caller(environ))
+        self._admission.settled(caller(environ))
         return PeerMessage()
 
 
-def _caller(environ: dict[str, Any]) -> Identity:
+def caller(environ: dict[str, Any]) -> Identity:
     """Return who calls, by the certificate that TLS has checked.
 
     :raises Denied: it is no node's.
@@ -161,7 +161,7 @@ def _body(environ: dict[str, Any], kind: type[R]) -> R:
         raise InputError("The question cannot be read.") from None
 
 
-def _door(
+def door(
     method: str, answer: Callable[[dict[str, Any]], PeerMessage]
 ) -> Callable[[dict[str, Any], StartResponse], Iterable[bytes]]:
     """Return an application that answers one method with a message or with what is wrong."""

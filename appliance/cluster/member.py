@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from appliance.cluster import image_tickets, peer_service, services
 from appliance.cluster.entitlement import Entitlement
 from appliance.cluster.image_door import ImageDoor
 from appliance.cluster.inquiry import inquire
 from appliance.cluster.membership import MEMBER_ROLE, Membership, Removal
+from appliance.cluster.peer_messages import FACTS
 from appliance.errors import AnynodeError, ConfigError
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.images.store import ImageStore
@@ -101,6 +104,7 @@ class ClusterMember:
         """
         self._cluster.server_context()
         self._open_images()
+        self._cluster.doors[FACTS] = self._tell_facts
         self._server.open()
         try:
             services.look_after(self._parts.state_dir)
@@ -122,8 +126,15 @@ class ClusterMember:
             lambda environ: str(environ[peer_service.MEMBER_ID]),
         )
 
+    def _tell_facts(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        # It brings much along that nothing else needs here.
+        from appliance.verify import door
+
+        return door.answer(self._parts.config, environ, start)
+
     def stop(self) -> None:
         """Serve them no more."""
+        self._cluster.doors.pop(FACTS, None)
         self._cluster.doors.pop(image_tickets.PATH, None)
         self._server.close()
 

@@ -12,6 +12,7 @@ from appliance.messages import Members
 
 JOIN, SETTINGS, RENEW, SETTLED = "/join", "/settings", "/renew", "/settled"
 MEMBERSHIP = "/membership"
+FACTS = "/facts"
 
 VERSIONS = (1,)
 """Forms of these questions that this program understands."""

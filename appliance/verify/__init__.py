@@ -1,4 +1,5 @@
-"""The invariants of a node, checked from outside of its process on the same folders.
+"""The invariants of a node, checked from outside of its process on the same folders; and those of
+a cluster, whose other nodes are asked what they have.
 
 A node that works is never at rest: what is found must be there in two looks, a little apart, and
 what is under way is judged by its age alone.
@@ -34,16 +35,19 @@ class Patience:
 USUAL = Patience()
 
 
-def check(config: Config, *, patience: Patience = USUAL) -> list[Finding]:
-    """Return what is wrong with the node of these settings; changes nothing.
+def check(config: Config, *, patience: Patience = USUAL, of_cluster: bool = False) -> list[Finding]:
+    """Return what is wrong with the node of these settings, or its cluster; changes nothing.
 
-    :raises ConfigError: no node was ever set up here, or this user may not read its state.
+    :raises ConfigError: no node was ever set up here, this user may not read its state, or a
+        cluster is asked for and the node is in none, or does not reach its store.
+    :raises Unavailable: the store does not answer.
     """
-    first, is_running = _look(config, patience)
-    if is_running and any(finding.code[0] == "I" for finding in first):
+    look = _look_at_cluster if of_cluster else _look
+    first, is_running = look(config, patience)
+    if is_running and any(finding.code[0] == "I" or of_cluster for finding in first):
         time.sleep(patience.look_again_s)
         seen = {(finding.code, finding.subject) for finding in first}
-        second, _ = _look(config, patience)
+        second, _ = look(config, patience)
         first = [one for one in second if (one.code, one.subject) in seen]
     return sorted(first, key=lambda one: (one.level, one.code, one.subject))
 
@@ -57,19 +61,29 @@ def _look(config: Config, patience: Patience) -> tuple[list[Finding], bool]:
     return found, facts.is_running
 
 
+def _look_at_cluster(config: Config, patience: Patience) -> tuple[list[Finding], bool]:
+    # The broker's client is for clusters alone.
+    from appliance.verify import cluster
+
+    found = cluster.look(config, progress_s=patience.progress_s, message_s=patience.message_s)
+    return found, True
+
+
 def errors(findings: Collection[Finding]) -> list[Finding]:
     """Return the findings that are errors."""
     return [finding for finding in findings if finding.level == "error"]
 
 
-def wait(config: Config, seconds: float, *, patience: Patience = USUAL) -> list[Finding]:
+def wait(
+    config: Config, seconds: float, *, patience: Patience = USUAL, of_cluster: bool = False
+) -> list[Finding]:
     """Check again and again until nothing is an error or the time is up; return the last findings.
 
     At least one check is made.
     """
     until = time.monotonic() + seconds
     while True:
-        found = check(config, patience=patience)
+        found = check(config, patience=patience, of_cluster=of_cluster)
         if not errors(found) or time.monotonic() > until:
             return found
         time.sleep(0.2)

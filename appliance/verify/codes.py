@@ -69,6 +69,16 @@ EPOCH_DIFFERS = _error(
 TWO_PLACEMENTS = _error(
     "I2.TWO_PLACEMENTS", "An instance belongs in two places at once.", "Report it as a bug."
 )
+RUNS_TWICE = _error(
+    "I2.RUNS_TWICE",
+    "An instance runs on two nodes at once.",
+    "Wait until both nodes are up and have compared what they hold. Then report it as a bug.",
+)
+NODE_UNKNOWN = _error(
+    "I2.NODE_UNKNOWN",
+    "An instance belongs on a node that is not in the cluster.",
+    "Terminate the instance, and report it as a bug.",
+)
 NOT_PLACED = _error(
     "I2.NOT_PLACED",
     "An instance is on record and belongs nowhere.",
@@ -87,6 +97,11 @@ ADDRESS_STRAY = _error(
     "An address is taken by a port that does not exist.",
     _RUN_FIX,
     "gives the address back",
+)
+ADDRESS_TWICE = _error(
+    "I3.ADDRESS_TWICE",
+    "A MAC or an address is in use twice in the cluster.",
+    "Wait until both nodes are up and have compared what they hold. Then report it as a bug.",
 )
 PORT_STRAY = _error(
     "I3.PORT_STRAY", "A port belongs to an instance that has ended.", "Report it as a bug."
@@ -194,6 +209,16 @@ DEAD_LETTER = _warning(
     "A message was given up after its last attempt.",
     "`anynode messages` shows it and can send it again or drop it.",
 )
+DEAD_WAITS = _warning(
+    "I6.DEAD_WAITS",
+    "The broker has given up messages, and no controller has taken them to keep them.",
+    "Look whether a node has the role controller, and see its log.",
+)
+NOT_TAKEN = _error(
+    "I6.NOT_TAKEN",
+    "The broker has messages for a role, and no process takes them.",
+    "`anynode role add` gives the role to a node; `anynode messages` shows the queues.",
+)
 REPORT_UNCONFIRMED = _error(
     "I6.REPORT_UNCONFIRMED",
     "A node has reported something and the controller has not confirmed it.",
@@ -224,6 +249,22 @@ NOT_RUNNING = _warning(
     "N1.NOT_RUNNING", "The node's process does not run; its instances may.", "`anynode run`."
 )
 SILENT = _error("N1.SILENT", "The node runs and has not been heard of.", "See its log; restart it.")
+NODE_DOWN = _warning(
+    "N1.NODE_DOWN",
+    "A node of the cluster is down: what is on it was not looked at, and findings about it are "
+    "left out.",
+    "Bring it back. Its instances are placed anew only by `anynode evacuate`.",
+)
+MEMBERS_DIFFER = _error(
+    "N1.MEMBERS_DIFFER",
+    "A node goes by another list of members than the store has.",
+    "Wait some seconds: it asks for the list. Then see its log.",
+)
+CERTIFICATE_ENDS = _warning(
+    "N1.CERTIFICATE_ENDS",
+    "A certificate of the cluster ends soon. Nodes renew theirs when half of its time is over.",
+    "See the node's log; one that was away for long joins anew.",
+)
 ROLES_MEET = _warning(
     "N1.ROLES_MEET",
     "The node has instances of others and the login of the store: who breaks out of one has both.",
@@ -259,6 +300,11 @@ CLOCK_BACK = _warning(
     "N3.CLOCK_BACK",
     "The clock is behind the newest record of the store.",
     "Set the clock, and let NTP keep it.",
+)
+CLOCKS_APART = _warning(
+    "N3.CLOCKS_APART",
+    "The clocks of two nodes are apart: what is signed, and what they log, has the wrong time.",
+    "Let NTP keep the clocks of all nodes.",
 )
 DISK_FULL = _warning(
     "N3.DISK_FULL", "The disk of a folder of the node is nearly full.", "Make room."

@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from appliance import seal
@@ -20,6 +20,7 @@ from appliance.store import Transaction, sqlite_path
 from appliance.store import facts as store_facts
 from appliance.verify import codes, services
 from appliance.verify.facts import Facts, read_store
+from appliance.verify.node_facts import NodeFacts, command_lines
 
 LEAST_FREE_BYTES = 1 << 30
 LEAST_FREE_RUN_BYTES = 16 << 20
@@ -31,39 +32,62 @@ _CHUNK_BYTES = 1 << 20
 
 
 def look(config: Config, facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong around the node."""
+    """Yield what is wrong around the node of these settings."""
+    yield from look_here(config, facts)
+    yield from look_from_store(config, facts)
+
+
+def look_here(config: Config, facts: Facts | NodeFacts) -> Iterator[Finding]:
+    """Yield what is wrong around a node as far as it can tell without the store."""
     for what, why in facts.unread.items():
         yield codes.UNREAD.found(what, f"Could not look at {what}: {why}")
     for what in facts.hidden:
         text = f"What {what} has is in the memory of the node's process, and was not looked at."
         yield codes.HIDDEN.found(what, text)
-    yield from _node(config, facts)
     yield from _firewall(config, facts)
-    yield from _machine(config, facts)
-    yield from services.look(config)
-    yield from _processes(config, facts)
+    yield from _machine(config)
+    yield from services.look_here(config)
+    yield from _mounts(config)
     yield from _modes(config)
-    yield from _secrets(config, facts)
     if config.observers:
         yield from _observed(config)
+
+
+def look_from_store(config: Config, facts: Facts) -> Iterator[Finding]:
+    """Yield what is wrong around the node of these settings, by what the store says."""
+    yield from _node(config, facts)
+    yield from _clock(config, facts)
+    yield from services.look_at_broker(config)
+    yield from strangers(facts)
+    yield from _secrets(config, facts)
 
 
 def _node(config: Config, facts: Facts) -> Iterator[Finding]:
     if not facts.is_running:
         yield codes.NOT_RUNNING.found(config.node_name, "The node does not run.")
         return
-    silent_s = facts.now - facts.store.seen_at.get(facts.node_id, 0.0)
-    if "compute" in config.node.roles and silent_s > SILENCE_S:
-        text = f"The node has not been heard of for {silent_s:.0f} s."
-        yield codes.SILENT.found(config.node_name, text)
-    meeting = sorted(STORE_ROLES.intersection(config.node.roles))
     is_alone = config.bus.url == "local:" or len(facts.store.seen_at) < 2
-    if "compute" in config.node.roles and meeting and not is_alone:
+    yield from as_member(config.node_name, config.node.roles, facts, is_alone=is_alone)
+
+
+def as_member(
+    name: str, roles: Collection[str], facts: Facts, *, is_alone: bool = False
+) -> Iterator[Finding]:
+    """Yield what is wrong with how a node that is up takes part, by what the store says.
+
+    :param is_alone: there are no other nodes.
+    """
+    silent_s = facts.now - facts.store.seen_at.get(facts.node_id, 0.0)
+    if "compute" in roles and silent_s > SILENCE_S:
+        text = f"The node has not been heard of for {silent_s:.0f} s."
+        yield codes.SILENT.found(name, text)
+    meeting = sorted(STORE_ROLES.intersection(roles))
+    if "compute" in roles and meeting and not is_alone:
         text = f"compute and {', '.join(meeting)} are on one node of a cluster."
-        yield codes.ROLES_MEET.found(config.node_name, text)
+        yield codes.ROLES_MEET.found(name, text)
 
 
-def _firewall(config: Config, facts: Facts) -> Iterator[Finding]:
+def _firewall(config: Config, facts: Facts | NodeFacts) -> Iterator[Finding]:
     if config.firewall.driver == "none":
         yield codes.NO_FIREWALL.found(config.node_name, "firewall.driver is none.")
     elif facts.firewall is not None:
@@ -77,14 +101,17 @@ def _firewall(config: Config, facts: Facts) -> Iterator[Finding]:
             yield codes.NETWORK_WARNS.found(name, text)
 
 
-def _machine(config: Config, facts: Facts) -> Iterator[Finding]:
+def _machine(config: Config) -> Iterator[Finding]:
     if config.compute.driver != "fake" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         yield codes.NO_KVM.found(config.node_name, "/dev/kvm is missing, or is not ours to use.")
+    yield from _disks(config)
+
+
+def _clock(config: Config, facts: Facts) -> Iterator[Finding]:
     behind_s = facts.store.newest_at - facts.now
     if behind_s > CLOCK_SLACK_S:
         text = f"The clock is {behind_s:.0f} s behind the newest heartbeat."
         yield codes.CLOCK_BACK.found(config.node_name, text)
-    yield from _disks(config)
 
 
 def _disks(config: Config) -> Iterator[Finding]:
@@ -114,48 +141,21 @@ def _disks(config: Config) -> Iterator[Finding]:
             yield codes.DISK_READ_ONLY.found(str(folder), f"{folder} is on a read-only disk.")
 
 
-def _processes(config: Config, facts: Facts) -> Iterator[Finding]:
-    """Find processes and mounts that use the folder of a network or instance that is not here."""
-    networks = str(config.run_dir / "plugins" / "network-")
-    instances = str(config.state_dir / "instances") + "/"
+def strangers(facts: Facts) -> Iterator[Finding]:
+    """Find processes that use the folder of a network or an instance that is not on the node."""
     here = {*facts.held, *(one.instance_id for one in facts.store.placements)}
-    for pid, words in _command_lines().items():
-        line = " ".join(words)
-        owners = {
-            *_names_after(line, networks, "subnet-", facts.store.networks),
-            *_names_after(line, instances, "i-", here),
-        }
-        for owner in sorted(owners):
-            text = f"Process {pid} ({words[0]}) works for {owner}, which is not here."
-            yield codes.PROCESS_ORPHAN.found(str(pid), text)
+    for user in facts.users:
+        if user.owner not in here and user.owner not in facts.store.networks:
+            text = f"Process {user.pid} ({user.program}) works for {user.owner}, which is not here."
+            yield codes.PROCESS_ORPHAN.found(str(user.pid), text)
+
+
+def _mounts(config: Config) -> Iterator[Finding]:
+    instances = str(config.state_dir / "instances") + "/"
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         target = line.split()[4]
         if target.startswith(instances):
             yield codes.MOUNT_ORPHAN.found(target, f"{target} is a mount.")
-
-
-def _names_after(
-    line: str, folder: str, prefix: str, known: Mapping[str, object] | set[str]
-) -> set[str]:
-    """Return the ids below a folder that a command line names and nobody knows."""
-    found = set()
-    for part in line.split(folder)[1:]:
-        words = part.replace(",", "/").replace(" ", "/").replace(".", "/").split("/")
-        found |= {word for word in words[:3] if word.startswith(prefix)}
-    return {name for name in found if name not in known}
-
-
-def _command_lines() -> dict[int, list[str]]:
-    """Return what runs on this machine, as ``ps`` shows it to all."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").strip("\0").split("\0")
-        except OSError:
-            continue
-        if words[0]:
-            found[int(path.parent.name)] = words
-    return found
 
 
 def private_files(config: Config) -> list[Path]:
@@ -217,7 +217,7 @@ def _forms(known: Mapping[str, str]) -> dict[str, str]:
 
 def _places(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the texts that people, programs and queues see, by where they are."""
-    for pid, words in _command_lines().items():
+    for pid, words in command_lines().items():
         yield f"the command line of process {pid}", " ".join(words)
     for path in _logs(config):
         yield from ((str(path), text) for text in _chunks(path))

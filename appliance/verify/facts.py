@@ -1,38 +1,26 @@
-"""What is on a node, from all who know something of it: gathered without changing anything."""
+"""All that is known of a node: what is on it, and what the store says of it."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
-from appliance.compute.record import HELD, REPORT, Held, OwedReport
+from appliance.cluster.membership import Membership
+from appliance.compute.record import Held, OwedReport
 from appliance.config import Config
-from appliance.datapath.record import NETWORK, PORT, NetworkRecord, PortRecord
-from appliance.errors import AnynodeError, ConfigError
-from appliance.hooks import Compute, Driver, Firewall, Network
-from appliance.images.store import ImageStore, StoredFile
-from appliance.journal import read_journal
-from appliance.model import (
-    FirewallState,
-    InstanceFact,
-    NetworkSpec,
-    NetworkState,
-    RemotePort,
-)
-from appliance.plugin_loader import quiet_loader_of, used_names
+from appliance.datapath.record import NetworkRecord, PortRecord
+from appliance.errors import ConfigError
+from appliance.images.store import StoredFile
+from appliance.model import FirewallState, InstanceFact, NetworkSpec, NetworkState, RemotePort
 from appliance.store import Store, Transaction, reach, sqlite_path
 from appliance.store import facts as store_facts
 from appliance.store.facts import StoreFacts
+from appliance.verify.node_facts import NodeFacts, User, gather_here, is_running
 from appliance.world import World
 
 T = TypeVar("T")
-D = TypeVar("D", bound=Driver)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +45,14 @@ class Facts:
     elsewhere: Mapping[str, tuple[RemotePort, ...]] = field(default_factory=dict)
     firewall: FirewallState | None = None
     directories: frozenset[str] = frozenset()
-    partial_files: tuple[Path, ...] = ()
+    partial_files: tuple[str, ...] = ()
     image_files: tuple[StoredFile, ...] = ()
+    users: tuple[User, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
+
+
+Elsewhere = Mapping[str, tuple[RemotePort, ...]]
 
 
 def gather(config: Config) -> Facts:
@@ -69,81 +61,58 @@ def gather(config: Config) -> Facts:
     What may lag behind is read first and the store last, so that an instance that comes or goes
     meanwhile is judged by the newest word on it.
 
-    :raises ConfigError: no node was ever set up here.
+    :raises ConfigError: no node was ever set up here, or it does not reach the store.
     """
-    node_id = _node_id(config)
-    unread: dict[str, str] = {}
+    here = gather_here(config)
+    store, elsewhere = read_store(
+        config, lambda tx: (store_facts.read(tx), ports_elsewhere(tx, here))
+    )
+    return joined(here, store, elsewhere, now=time.time(), is_up=is_running(config))
 
-    def read(what: str, work: Callable[[], T], otherwise: T) -> T:
-        try:
-            return work()
-        except (AnynodeError, OSError) as error:
-            unread[what] = str(error)
-            return otherwise
 
-    drivers = Drivers(config)
-    instances = read(
-        "the hypervisor",
-        lambda: drivers.look(Compute, config.compute.driver, lambda made: made.list()),
-        None,
+def joined(
+    here: NodeFacts, store: StoreFacts, elsewhere: Elsewhere, *, now: float, is_up: bool
+) -> Facts:
+    """Return what is known of a node.
+
+    :param now: by the clock of the node.
+    """
+    return Facts(
+        now=now,
+        node_id=here.node_id,
+        is_running=is_up,
+        store=store,
+        held=here.held,
+        owed=here.owed,
+        ports=here.ports,
+        networks=here.networks,
+        hypervisor=here.hypervisor,
+        network_states=here.network_states,
+        elsewhere=elsewhere,
+        firewall=here.firewall,
+        directories=here.directories,
+        partial_files=here.partial_files,
+        image_files=here.image_files,
+        users=here.users,
+        unread=here.unread,
+        hidden=here.hidden,
     )
-    states = {
-        name: state
-        for name in used_names(config, Network.group)
-        for state in [read(f"network type {name}", _state_of(drivers, name), None)]
-        if state is not None
-    }
-    firewall = read(
-        "the firewall",
-        lambda: drivers.look(Firewall, config.firewall.driver, lambda made: made.state()),
-        None,
-    )
-    nothing: dict[str, dict[str, bytes]] = {}
-    compute = read(
-        "the compute journal", lambda: read_journal(config.state_dir / "compute.sqlite"), nothing
-    )
-    datapath = read(
-        "the datapath journal", lambda: read_journal(config.state_dir / "datapath.sqlite"), nothing
-    )
-    directories = _directories(config.state_dir / "instances")
-    known_networks = _decoded(datapath.get(NETWORK), NetworkRecord)
+
+
+def ports_elsewhere(tx: Transaction, here: NodeFacts) -> Elsewhere:
+    """Return, for each network of a node that spans nodes, its ports on others."""
     spanning = [
         record.network
-        for record in known_networks.values()
-        if record.network.segment and record.network.type in states
+        for record in here.networks.values()
+        if record.network.segment and record.network.type in here.network_states
     ]
-    store, elsewhere = read_store(
-        config, lambda tx: (store_facts.read(tx), _elsewhere(tx, spanning, node_id))
-    )
-    return Facts(
-        node_id=node_id,
-        is_running=is_running(config),
-        held=_decoded(compute.get(HELD), Held),
-        owed=_decoded(compute.get(REPORT), OwedReport),
-        ports=_decoded(datapath.get(PORT), PortRecord),
-        networks=known_networks,
-        hypervisor=None if instances is None else {fact.instance_id: fact for fact in instances},
-        network_states=states,
-        elsewhere=elsewhere,
-        firewall=firewall,
-        directories=frozenset(path.name for path in directories),
-        partial_files=tuple(file for path in directories for file in path.glob(".*.partial")),
-        image_files=read("the image store", lambda: _image_files(config), ()),
-        unread=unread,
-        hidden=tuple(drivers.hidden),
-        store=store,
-        now=time.time(),
-    )
+    return _elsewhere(tx, spanning, here.node_id)
 
 
 def _elsewhere(
     tx: Transaction, networks: Iterable[NetworkSpec], node_id: str
 ) -> dict[str, tuple[RemotePort, ...]]:
     return {one.network_id: reach.whole(tx, one.network_id, 0, node_id).remotes for one in networks}
-
-
-def _state_of(drivers: Drivers, name: str) -> Callable[[], NetworkState | None]:
-    return lambda: drivers.look(Network, name, lambda made: made.list())
 
 
 def read_store(config: Config, work: Callable[..., T]) -> T:
@@ -158,94 +127,30 @@ def read_store(config: Config, work: Callable[..., T]) -> T:
         store.close()
 
 
+def check_reach(config: Config) -> None:
+    """See that this node reaches the store of its cluster.
+
+    :raises ConfigError: it does not; the hint names those that do, as far as they are known.
+    """
+    member = Membership.of(config.state_dir)
+    if member is None or not member.is_told or config.store.url:
+        return
+    names = [one.name for one in member.members.with_role("controller")]
+    where = f": {', '.join(names)}" if names else ""
+    raise ConfigError(
+        "This node does not reach the store of its cluster, which is needed to compare with.",
+        hint="Run `anynode verify --cluster` on a node that has a role of the store; it looks at "
+        f"all nodes{where}.",
+    )
+
+
 def open_store(config: Config) -> Store:
     """Open the store of a node; never makes one.
 
-    :raises ConfigError: there is no store.
+    :raises ConfigError: there is no store, or the node does not reach that of its cluster.
     """
+    check_reach(config)
     path = sqlite_path(config.store_url)
     if path and not path.exists():
         raise ConfigError(f"There is no store {path}.", hint="`anynode run` makes one.")
     return Store(config.store_url, World())
-
-
-def is_running(config: Config) -> bool:
-    """Say whether a node's process holds these folders; asks the kernel, not the lock itself."""
-    return _holder(config) is not None
-
-
-def _holder(config: Config) -> int | None:
-    """Return the process that holds these folders; 0 for one of another container."""
-    try:
-        status = (config.run_dir / "node.lock").stat()
-    except FileNotFoundError:
-        return None
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    wanted = f"{device}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-        words = line.split()
-        if wanted in words and "->" not in line:
-            return int(words[4])
-    return None
-
-
-def _node_id(config: Config) -> str:
-    try:
-        return (config.state_dir / "node_id").read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise ConfigError(
-            f"Could not read {config.state_dir / 'node_id'}: {error.strerror}.",
-            hint="Run it on a node, as root.",
-        ) from error
-
-
-def _decoded(bodies: Mapping[str, bytes] | None, form: type[T]) -> dict[str, T]:
-    return {key: msgspec.json.decode(body, type=form) for key, body in (bodies or {}).items()}
-
-
-def _directories(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def _image_files(config: Config) -> tuple[StoredFile, ...]:
-    if not config.images_dir.is_dir():
-        return ()
-    return ImageStore(config.images_dir, group=config.images.group).list()
-
-
-class Drivers:
-    """The plugins of a node, made so that they only look."""
-
-    def __init__(self, config: Config) -> None:
-        self.hidden: list[str] = []
-        self._config = config
-        self._loader = quiet_loader_of(config)
-
-    def make(self, driver: type[D], name: str) -> D:
-        """Make one plugin."""
-        return driver(name, self._loader.create(driver.group, name))
-
-    def look(self, driver: type[D], name: str, ask: Callable[[D], T]) -> T | None:
-        """Return what a plugin has.
-
-        ``None`` when it is a fake whose ``is_in_memory`` says that only the node's process can see
-        it; it is then one of ``hidden``.
-        """
-        plugin = self._loader.create(driver.group, name)
-        is_hidden = getattr(plugin, "is_in_memory", False)
-        if is_hidden and _holder(self._config) not in (None, os.getpid()):
-            self.hidden.append(f"{driver.group.removeprefix('appliance.')} {name}")
-            return None
-        return ask(driver(name, plugin))
-
-    def compute(self) -> Compute:
-        """Return the hypervisor."""
-        return self.make(Compute, self._config.compute.driver)
-
-    def network(self, name: str) -> Network:
-        """Return the driver of a network type."""
-        return self.make(Network, name)
-
-    def firewall(self) -> Firewall:
-        """Return the firewall."""
-        return self.make(Firewall, self._config.firewall.driver)

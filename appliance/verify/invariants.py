@@ -17,20 +17,35 @@ _PARTIAL_S = 3600.0
 
 
 def compare(facts: Facts, *, progress_s: float, message_s: float) -> Iterator[Finding]:
-    """Yield what does not fit together."""
+    """Yield what does not fit together on a node, and in the store."""
+    yield from stored(facts, progress_s=progress_s, message_s=message_s)
+    yield from on_node(facts, message_s=message_s)
+
+
+def stored(facts: Facts, *, progress_s: float, message_s: float) -> Iterator[Finding]:
+    """Yield what does not fit together in the store, whatever is on a node."""
     checks: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
         partial(_progress, progress_s=progress_s),
         _placed,
+        _addresses,
+        _claims,
+        _quotas,
+        partial(_messages, message_s=message_s),
+    )
+    for check in checks:
+        yield from check(facts)
+
+
+def on_node(facts: Facts, *, message_s: float) -> Iterator[Finding]:
+    """Yield what of a node does not fit to the store."""
+    checks: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
         _instances_here,
         _strangers,
-        _addresses,
         _datapath,
         _rules,
         elsewhere.compare,
-        _claims,
-        _quotas,
         _leftovers,
-        partial(_messages, message_s=message_s),
+        partial(_reports, message_s=message_s),
     )
     for check in checks:
         yield from check(facts)
@@ -296,7 +311,7 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
     for name in sorted(facts.directories - owners):
         yield codes.FILES_ORPHAN.found(name, f"There are files of {name}, which is not here.")
     for path in facts.partial_files:
-        yield codes.PARTIAL_FILE.found(str(path), f"{path} was cut off.")
+        yield codes.PARTIAL_FILE.found(path, f"{path} was cut off.")
     for file in facts.image_files:
         is_old = facts.now - file.last_used_at > _PARTIAL_S
         if file.sha256 not in facts.store.image_digests and is_old:
@@ -313,6 +328,9 @@ def _messages(facts: Facts, *, message_s: float) -> Iterator[Finding]:
         elif facts.is_running and age_s > message_s:
             text = f"{entry.kind} to {entry.topic} has waited for {age_s:.0f} s."
             yield codes.MESSAGE_STUCK.found(entry.message_id, text)
+
+
+def _reports(facts: Facts, *, message_s: float) -> Iterator[Finding]:
     for key, owed in facts.owed.items():
         age_s = facts.now - owed.sent_at
         if facts.is_running and age_s > message_s:

@@ -12,7 +12,8 @@ from appliance.journal import Journal
 from appliance.model import Finding, NetworkPolicy
 from appliance.store import Transaction, audit, policy, recount
 from appliance.verify import codes, environment, invariants
-from appliance.verify.facts import Drivers, gather, open_store, read_store
+from appliance.verify.facts import gather, open_store, read_store
+from appliance.verify.node_facts import Drivers
 
 
 def repair(config: Config, findings: Collection[Finding]) -> list[str]:

@@ -17,16 +17,15 @@ from appliance.verify import codes
 from appliance.verify.facts import read_store
 
 
-def look(config: Config) -> Iterator[Finding]:
-    """Yield what is wrong with the services of a cluster, as far as this node knows them."""
+def look_here(config: Config) -> Iterator[Finding]:
+    """Yield what is wrong with the services of a cluster that are on this node."""
     for service in services.both(config.state_dir):
         if service.exists and service.process() is None:
             text = f"{service.name} in {service.folder} does not run."
             yield codes.SERVICE_DOWN.found(service.name, text)
-    yield from _broker(config)
 
 
-def _broker(config: Config) -> Iterator[Finding]:
+def look_at_broker(config: Config) -> Iterator[Finding]:
     """Ask the broker for its alarms; needs the key file and the store of a control node."""
     key_path = seal.key_path(config.state_dir)
     if config.bus.url == "local:" or not os.access(key_path, os.R_OK):

@@ -105,7 +105,7 @@ def test_a_disk_that_may_not_be_written(chain: Chain, monkeypatch: pytest.Monkey
 def test_instances_beside_what_reaches_the_store(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, url: str, nodes: int, is_found: bool
 ) -> None:
-    monkeypatch.setattr("appliance.verify.services.look", lambda *_: iter(()))
+    monkeypatch.setattr("appliance.verify.services.look_at_broker", lambda *_: iter(()))
     config = msgspec.structs.replace(chain.config, bus=BusSettings(url=url))
     seen = facts.gather(chain.config)
     store = dataclasses.replace(seen.store, seen_at={str(n): time.time() for n in range(nodes)})
