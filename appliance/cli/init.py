@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.access import Access, pass_access
+from appliance.cli.access import Access, operator_name, pass_access
 from appliance.cli.output import program_name, say
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def _init(access: Access, wishes: Wishes, *, is_dry: bool, is_sure: bool) -> Non
         wishes,
         ClusterPapers(),
         say=lambda text: say(f"[{time.monotonic() - began:5.1f} s] {text}"),
+        actor=operator_name(),
     )
     one.check()
     for line in one.plan():

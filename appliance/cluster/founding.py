@@ -36,7 +36,7 @@ from appliance.cluster.services.rabbitmq import Rabbitmq
 from appliance.config import Config, without_password
 from appliance.errors import ConfigError, Conflict, InputError
 from appliance.files import sync_folder, write_whole
-from appliance.store import Store, Transaction, cluster_secrets, copy, migrations, nodes
+from appliance.store import Store, Transaction, audit, cluster_secrets, copy, migrations, nodes
 from appliance.store import setup as store_setup
 from appliance.store.nodes import Node as NodeRow
 from appliance.world import World
@@ -111,7 +111,12 @@ class Papers(Protocol):
 
 
 def begin(
-    config: Config, config_path: Path | None, wishes: Wishes, papers: Papers, say: Say
+    config: Config,
+    config_path: Path | None,
+    wishes: Wishes,
+    papers: Papers,
+    say: Say,
+    actor: str = audit.SETUP,
 ) -> Founding:
     """Return a founding: a new one, or one that was interrupted, with the wishes it had.
 
@@ -134,7 +139,8 @@ def begin(
             f"{', '.join('--' + name.replace('_', '-') for name in differing)}.",
             hint="Without options `anynode init` goes on with those that it had.",
         )
-    return Founding(config, config_path, earlier.wishes if earlier else wishes, papers, say)
+    known = earlier.wishes if earlier else wishes
+    return Founding(config, config_path, known, papers, say, actor)
 
 
 def found_address(config: Config, wanted: str) -> str:
@@ -181,6 +187,7 @@ class Founding:
 
     :param config: the settings of the lone node.
     :param say: called with a line when something was done or found.
+    :param actor: who begins it, for the audit log.
     """
 
     config: Config
@@ -188,6 +195,7 @@ class Founding:
     wishes: Wishes
     papers: Papers
     say: Say = lambda text: None
+    actor: str = audit.SETUP
     world: World = field(default_factory=World)
     address: str = field(default="", init=False)
     node_id: str = field(default="", init=False)
@@ -326,12 +334,16 @@ class Founding:
                 with self._stopped():
                     self._copy(lone, target)
                     self._enlist(target)
-                    config = self.cluster_config
-                    target.transaction(
-                        lambda tx: self.papers.write_settings(tx, folder, config, self.node_id)
-                    )
+                    target.transaction(lambda tx: self._settle(tx, folder))
                     folder.rename(folder_of(self.state_dir))
                     sync_folder(self.state_dir)
+
+    def _settle(self, tx: Transaction, folder: Path) -> None:
+        """Write down what the cluster is, and who began it."""
+        self.papers.write_settings(tx, folder, self.cluster_config, self.node_id)
+        store, bus = without_password(self.store_url), without_password(self.bus_url)
+        subject = f"{self.name} {self.node_id} at {self.address}, store {store}, messages {bus}"
+        audit.record_command(tx, self.actor, "InitCluster", subject)
 
     def _remember(self, folder: Path, *, is_done: bool) -> None:
         record = Record(wishes=self.wishes, is_done=is_done)

@@ -15,7 +15,7 @@ import pytest
 
 from appliance import node_process
 from appliance.cluster import services
-from appliance.cluster.settings import folder_of, overlay
+from appliance.cluster.settings import folder_of, overlay, read
 from tests.cli.shell import Shell
 from tests.services.own import require_services
 from tests.services.postgresql import free_port
@@ -106,6 +106,17 @@ def test_the_instance_goes_on(grown: tuple[Shell, Any, str]) -> None:
     running = [one.process() for one in services.both(shell.config.state_dir)]
     assert [one["pid"] for one in status["services"]] == [one.pid for one in running if one]
     assert [node["name"] for node in status["nodes"]] == ["n1"]
+
+
+def test_who_began_it_is_written_down(grown: tuple[Shell, Any, str]) -> None:
+    shell, *_ = grown
+    (entry,) = [one for one in shell.json("audit") if one["action"] == "InitCluster"]
+    assert entry["actor"].startswith("operator ")
+    assert entry["subject"].startswith("n1 ")
+    assert "amqps://" in entry["subject"]
+    told = read(folder_of(shell.config.state_dir))
+    for url in (told.bus_url, told.store_url):
+        assert url.partition("@")[0].rpartition(":")[2] not in entry["subject"]
 
 
 def test_nothing_is_wrong_and_more_can_be_launched(grown: tuple[Shell, Any, str]) -> None:
