@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ def quiet_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", hook)
 
 
-@pytest.fixture
-def make_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeChain]:
-    """A function that starts a node; ``capacity`` is the machine's, the rest are settings."""
+@contextmanager
+def chains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeChain]:
+    """Give a function that starts a node; ``capacity`` is the machine's, the rest are settings."""
     made: list[Chain] = []
     quicken(monkeypatch)
 
     def make(capacity: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Chain:
         machine = Machine(**(capacity or {}))
         machine.install(monkeypatch)
-        chain = Chain(tmp_path, machine, **sections)
+        chain = Chain(folder, machine, **sections)
         made.append(chain)
         return chain
 
@@ -43,6 +44,13 @@ def make_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
     for chain in made:
         chain.faults.clear()
         chain.stop()
+
+
+@pytest.fixture
+def make_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeChain]:
+    """A function that starts a node."""
+    with chains(tmp_path, monkeypatch) as make:
+        yield make
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from appliance.store.schema import instances
 from appliance.verify import cluster
 from appliance.verify.cluster import Answer, Whole
 from appliance.verify.node_facts import NodeFacts
-from tests.chain.conftest import MakeChain, make_chain, quiet_deaths  # noqa: F401
+from tests.chain.conftest import MakeChain, chains, make_chain, quiet_deaths  # noqa: F401
 from tests.chain.harness import PATIENCE, Chain, wait_until
 from tests.proxy.certificates import TestAuthority
 from tests.services.postgresql import free_port
@@ -73,34 +73,47 @@ class Place:
         return peer_client.ask(member, context, "GET", FACTS, None, NodeFacts)
 
 
-@pytest.fixture
-def place(make_chain: MakeChain) -> Place:  # noqa: F811
+def new_place(make_chain: MakeChain) -> Place:  # noqa: F811
     return Place(
         make_chain(cluster={"address": "127.0.0.1", "port": free_port()}, api={"port": free_port()})
     )
 
 
 @pytest.fixture
-def two(place: Place) -> Whole:
+def place(make_chain: MakeChain) -> Place:  # noqa: F811
+    return new_place(make_chain)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What was seen of a node that is well."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        chains(tmp_path_factory.mktemp("n1"), patch) as make,
+    ):
+        config = new_place(make).chain.config
+        wait_until(lambda: not verify.errors(verify.check(config, patience=PATIENCE)), "rest")
+        whole, _ = cluster.gather(config)
+    return whole
+
+
+@pytest.fixture
+def two(seen: Whole) -> Whole:
     """Two nodes, both well; the other one has nothing."""
-    wait_until(
-        lambda: not verify.errors(verify.check(place.chain.config, patience=PATIENCE)), "rest"
-    )
-    whole, _ = cluster.gather(place.chain.config)
-    (one,) = whole.members.members
+    (one,) = seen.members.members
     other = replace(one, node_id=OTHER, name="n2", roles=("compute", "datapath"))
     empty = NodeFacts(
         node_id=OTHER,
-        began_at=whole.now,
-        ended_at=whole.now,
-        members_revision=whole.members.revision,
+        began_at=seen.now,
+        ended_at=seen.now,
+        members_revision=seen.members.revision,
     )
-    heard = Answer(facts=empty, asked_at=whole.now, heard_at=whole.now)
+    heard = Answer(facts=empty, asked_at=seen.now, heard_at=seen.now)
     return changed(
-        whole,
-        members=replace(whole.members, members=(one, other)),
-        answers={**whole.answers, OTHER: heard},
-        store=changed(whole.store, seen_at={**whole.store.seen_at, OTHER: whole.now}),
+        seen,
+        members=replace(seen.members, members=(one, other)),
+        answers={**seen.answers, OTHER: heard},
+        store=changed(seen.store, seen_at={**seen.store.seen_at, OTHER: seen.now}),
     )
 
 
