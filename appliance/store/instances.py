@@ -276,12 +276,16 @@ def release(tx: Transaction, instance_id: str) -> None:
 
 
 def ending_on_down_nodes(tx: Transaction) -> list[Instance]:
-    """Return instances that are shutting down on nodes that are down."""
+    """Return instances that are shutting down on nodes that are down, or launches given up."""
+    was_given_up = and_(
+        instances.c.state == InstanceState.PENDING.value,
+        instances.c.desired == Desired.TERMINATED.value,
+    )
     query = (
         select(instances)
         .join(node_status, node_status.c.node_id == instances.c.node_id)
         .where(
-            instances.c.state == InstanceState.SHUTTING_DOWN.value,
+            or_(instances.c.state == InstanceState.SHUTTING_DOWN.value, was_given_up),
             node_status.c.is_up.is_(False),
         )
     )

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from appliance.controller import lost
 from appliance.errors import Conflict
-from appliance.model import Desired, InstanceState, Phase
+from appliance.model import Desired, InstanceState, Phase, Reason
 from appliance.store import Transaction, instances, networks, nodes, placements, wishes
 from appliance.store.instances import Instance
 from appliance.store.schema import addresses, node_claims, node_status, quotas
@@ -131,6 +131,22 @@ def test_terminated_on_a_silent_node_it_keeps_its_address(site: Site, running: s
     assert phases(site, running) == [Phase.COMMITTED]
     assert taken(site) == 1
     assert site.store.transaction(lost.end_away) == []
+
+
+def test_a_launch_that_is_given_up_on_a_silent_node_ends_there(site: Site, placed: str) -> None:
+    reason = Reason(code="Server.InternalError", message="It showed no progress.")
+
+    def give_up(tx: Transaction) -> None:
+        placements.commit(tx, placed, 1, "node-a")
+        site.bind(tx, placed)
+        instances.want(tx, instances.find(tx, [placed])[0], Desired.TERMINATED, reason=reason)
+
+    site.store.transaction(give_up)
+    assert site.store.transaction(lost.end_away) == [placed]
+    ended = get(site, placed)
+    assert (ended.state, ended.reason) == (InstanceState.TERMINATED, reason)
+    assert phases(site, placed) == [Phase.COMMITTED]
+    assert taken(site) == 1
 
 
 def test_evacuated_it_is_placed_anew_with_its_address(site: Site, running: str) -> None:
