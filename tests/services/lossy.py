@@ -27,8 +27,10 @@ class Relay:
     :param judge: says of each piece that a client sends what becomes of it.
     """
 
-    def __init__(self, server_port: int, judge: Callable[[bytes], Loss]) -> None:
-        self._server_port = server_port
+    def __init__(
+        self, server_port: int, judge: Callable[[bytes], Loss], host: str = "127.0.0.1"
+    ) -> None:
+        self._server = (host, server_port)
         self._judge = judge
         self.port = free_port()
         self.may_arrive = threading.Event()
@@ -46,7 +48,7 @@ class Relay:
         while True:
             try:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._server_port))
+                server = socket.create_connection(self._server, 10)
             except OSError:
                 return
             self._open += [client, server]
@@ -91,9 +93,11 @@ class Relay:
 
 
 @contextmanager
-def relayed(server_port: int, judge: Callable[[bytes], Loss]) -> Iterator[Relay]:
+def relayed(
+    server_port: int, judge: Callable[[bytes], Loss], host: str = "127.0.0.1"
+) -> Iterator[Relay]:
     """Relay for a while."""
-    relay = Relay(server_port, judge)
+    relay = Relay(server_port, judge, host)
     try:
         yield relay
     finally:

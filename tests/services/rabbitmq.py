@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +31,8 @@ START_S = 90.0
 ADMIN = "admin"
 
 _CONFIG = """\
-listeners.tcp.1 = 127.0.0.1:{port}
-management.tcp.ip = 127.0.0.1
+listeners.tcp.1 = {address}:{port}
+management.tcp.ip = {address}
 management.tcp.port = {admin_port}
 management.disable_stats = true
 management_agent.disable_metrics_collector = true
@@ -46,7 +46,7 @@ log.file.level = info
 """
 
 _TLS = """\
-listeners.ssl.1 = 127.0.0.1:{tls_port}
+listeners.ssl.1 = {address}:{tls_port}
 ssl_options.cacertfile = {authority}
 ssl_options.certfile = {certificate}
 ssl_options.keyfile = {key}
@@ -63,6 +63,10 @@ class Broker:
     :param tls: files ``authority``, ``certificate`` and ``key`` of a further listener.
     """
 
+    address = "127.0.0.1"
+    prefix: Sequence[str] = ()
+    """What its commands begin with."""
+
     def __init__(self, tls: Mapping[str, Path] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="anynode-rabbitmq-", dir="/var/tmp"))
         self.port, self.admin_port, self.tls_port = free_port(), free_port(), free_port()
@@ -74,13 +78,25 @@ class Broker:
         cookie = self.folder / "home" / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(16))
         cookie.chmod(0o400)
-        text = _CONFIG.format(
-            port=self.port, admin_port=self.admin_port, admin=ADMIN, password=self.password
-        )
+        text = self._text()
         if tls:
-            text += _TLS.format(tls_port=self.tls_port, **tls)
+            text += _TLS.format(address=self.address, tls_port=self.tls_port, **tls)
         (self.folder / "rabbit.conf").write_text(text)
         (self.folder / "plugins").write_text("[rabbitmq_management].\n")
+
+    def _text(self) -> str:
+        return _CONFIG.format(
+            address=self.address,
+            port=self.port,
+            admin_port=self.admin_port,
+            admin=ADMIN,
+            password=self.password,
+        )
+
+    @property
+    def node_name(self) -> str:
+        """What it is called among brokers."""
+        return f"t{self.port}@localhost"
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -91,9 +107,9 @@ class Broker:
             "RUNNING_UNDER_SYSTEMD": "true",
             "NOTIFY_SOCKET": "",
             "ERL_EPMD_PORT": str(self._names["mapper"]),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_ADDRESS": self.address,
             "ERL_CRASH_DUMP_BYTES": "0",
-            "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.node_name,
             "RABBITMQ_DIST_PORT": str(self._names["distribution"]),
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbit.conf"),
@@ -106,14 +122,15 @@ class Broker:
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none "
+                f"-kernel inet_dist_use_interface {{{self.address.replace('.', ',')}}} "
+                "+sbwt none +sbwtdcpu none "
                 "+sbwtdio none +S 1:1"
             ),
         }
 
     def start(self) -> None:
         """Start the broker, and wait until it lets in who administers it."""
-        mapper = ["epmd", "-address", "127.0.0.1", "-port", str(self._names["mapper"])]
+        mapper = ["epmd", "-address", self.address, "-port", str(self._names["mapper"])]
         if self._mapper is None:
             self._mapper = self._spawn(mapper)
         self._process = self._spawn([str(PROGRAMS / "rabbitmq-server")])
@@ -126,7 +143,7 @@ class Broker:
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / "printed").open("ab") as log:
             return subprocess.Popen(
-                ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", *command],
+                ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", *self.prefix, *command],
                 cwd=self.folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -189,7 +206,7 @@ class Broker:
     def rabbitmqctl(self, *arguments: str) -> str:
         """Run the broker's own tool, which takes some seconds; return what it printed."""
         done = subprocess.run(
-            [str(PROGRAMS / "rabbitmqctl"), "--quiet", *arguments],
+            [*self.prefix, str(PROGRAMS / "rabbitmqctl"), "--quiet", *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -200,7 +217,7 @@ class Broker:
 
     def access(self, vhost: str) -> Access:
         """Return how a virtual host is administered."""
-        url = f"http://{ADMIN}:{self.password}@127.0.0.1:{self.admin_port}"
+        url = f"http://{ADMIN}:{self.password}@{self.address}:{self.admin_port}"
         return Access(urls=(url,), vhost=vhost)
 
     def management(self, vhost: str) -> Management:
@@ -212,7 +229,8 @@ class Broker:
     ) -> str:
         """Return the URL of a virtual host for a login."""
         scheme, port = ("amqps", self.tls_port) if is_tls else ("amqp", self.port)
-        return f"{scheme}://{user}:{password or self.password}@127.0.0.1:{port}/{_name(vhost)}"
+        login = f"{user}:{password or self.password}"
+        return f"{scheme}://{login}@{self.address}:{port}/{_name(vhost)}"
 
     @contextmanager
     def connect(self, vhost: str) -> Iterator[pika.BlockingConnection]:
