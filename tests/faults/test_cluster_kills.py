@@ -130,7 +130,7 @@ ON_THE_WAY = ("bus.before.Order", "bus.after.Order", *points_of(LAUNCH))
         for point in ON_THE_WAY
     ],
 )
-def test_terminated_at_another_api_while_a_launch_stands(cluster: Mortals, point: str) -> None:
+def test_t37_terminated_at_another_api_while_a_launch_stands(cluster: Mortals, point: str) -> None:
     node = cluster.mortals["n3"]
     node.kill()
     node.trace_path.unlink(missing_ok=True)
