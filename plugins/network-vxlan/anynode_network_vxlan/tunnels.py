@@ -15,6 +15,7 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from anynode_network_vxlan import neighbours
 from anynode_network_vxlan.rules import PORT
 from appliance.datapath import links
 from appliance.errors import ConfigError
@@ -23,7 +24,6 @@ from appliance.model import NetworkSpec
 OVERHEAD = 50
 """Bytes that a tunnel adds to a packet: Ethernet 14, VXLAN 8, UDP 8, IPv4 20."""
 
-_AF_BRIDGE = socket.AF_BRIDGE if hasattr(socket, "AF_BRIDGE") else 7
 _SELF, _MASTER = 0x02, 0x04
 _STATIC, _PERMANENT = 0x42, 0x80
 _QUIET = {
@@ -135,22 +135,18 @@ def entries(network: NetworkSpec) -> Entries:
     if not tunnel or not bridge:
         return Entries()
     nodes, bridged = {}, set()
-    with links.open_netlink(f"list what {tunnel.name} forwards") as netlink:
-        for message in netlink.get_neighbours(family=_AF_BRIDGE, ifindex=tunnel.index):
-            mac = message.get_attr("NDA_LLADDR")
-            if message["ifindex"] != tunnel.index:
-                continue
-            if message["flags"] & _SELF and message.get_attr("NDA_DST"):
-                nodes[mac] = message.get_attr("NDA_DST")
-            elif message.get_attr("NDA_MASTER") and not message["state"] & _PERMANENT:
-                bridged.add(mac)
-        neighbours = {
-            message.get_attr("NDA_DST"): message.get_attr("NDA_LLADDR")
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for message in netlink.get_neighbours(family=family, ifindex=bridge.index)
-            if message["state"] & _PERMANENT and message["ifindex"] == bridge.index
-        }
-    return Entries(nodes=nodes, bridged=frozenset(bridged), neighbours=neighbours)
+    for one in neighbours.dump(socket.AF_BRIDGE, tunnel.index):
+        if one.flags & _SELF and one.address:
+            nodes[one.mac] = one.address
+        elif one.master and not one.state & _PERMANENT:
+            bridged.add(one.mac)
+    known = {
+        one.address: one.mac
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for one in neighbours.dump(family, bridge.index)
+        if one.state & _PERMANENT
+    }
+    return Entries(nodes=nodes, bridged=frozenset(bridged), neighbours=known)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -398,3 +398,16 @@ def test_a_change_costs_what_changes(node: Node, driver: Network, network: Netwo
     assert listed == []
     assert len(driver.list().remotes[big.network_id]) == 1000
     assert driver.list().warnings == ()
+
+
+def test_what_is_elsewhere_is_read_by_network(node: Node, driver: Network) -> None:
+    """The kernel is asked for one link's entries: more networks make none of them slower."""
+    first, second = make_network("vxlan"), make_network("vxlan", 2)
+    for network, numbers in ((first, (7, 8)), (second, (9,))):
+        driver.prepare(network)
+        driver.reach(network, whole(network, *numbers))
+    for network, count in ((first, 2), (second, 1)):
+        found = node.call(tunnels.entries, network)
+        assert (len(found.nodes), len(found.bridged)) == (count, count)
+        assert set(found.neighbours.values()) == set(found.nodes) == set(found.bridged)
+    assert driver.list().warnings == ()
