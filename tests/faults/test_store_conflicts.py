@@ -173,3 +173,15 @@ def test_commits_are_refused_by_the_server_itself(
         assert int(str(tries)) > 9
     finally:
         postgresql.execute("DROP TRIGGER sometimes ON commits", database)
+
+
+@pytest.mark.faults("store: enumeration", quick=True)
+def test_t45_the_matrix_has_every_statement_of_a_life(chain: Chain, refusals: Refusals) -> None:
+    """The node does other things beside: the life with the fewest is nearest to the truth."""
+    fewest: Counter[str] = Counter(statement=1 << 30, commit=1 << 30)
+    for _ in range(3):
+        refusals.arm("nothing", 0)
+        live_once(chain)
+        fewest &= refusals.counts
+    assert 20 < fewest["statement"] <= STATEMENTS
+    assert 5 < fewest["commit"] <= COMMITS
