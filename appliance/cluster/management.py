@@ -7,6 +7,7 @@ import http.client
 import ipaddress
 import json
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -18,6 +19,12 @@ from appliance.errors import ConfigError, Denied, Unavailable
 
 _TIMEOUT_S = 10.0
 _LONGEST_ANSWER = 64 << 20
+
+TRIES = 4
+"""How often a machine of the broker is asked that answers with an error of its own."""
+
+STUMBLED_S = 0.5
+"""Seconds between these."""
 
 
 class Access(Struct, frozen=True, kw_only=True):
@@ -103,12 +110,23 @@ class Management:
         """Ask the first machine of the broker that answers."""
         problem: Unavailable | None = None
         for door in self._doors:
-            try:
-                return door.ask(method, path, body, headers or {}, accept)
-            except Unavailable as error:
-                problem = error
+            for left in reversed(range(TRIES)):
+                try:
+                    return door.ask(method, path, body, headers or {}, accept)
+                except _StumbledError as error:
+                    # It does so when what it is about to list or to end ends meanwhile.
+                    problem = error
+                    if left:
+                        time.sleep(STUMBLED_S)
+                except Unavailable as error:
+                    problem = error
+                    break
         assert problem is not None
         raise problem
+
+
+class _StumbledError(Unavailable):
+    """A machine of the broker answered that it failed."""
 
 
 def _part(name: str) -> str:
@@ -190,7 +208,7 @@ class _Door:
                 hint="It needs the tag `administrator`, and its password may have changed.",
             )
         said = f"The broker at {self._shown} refused ({status}): {_reason(text)}."
-        raise Unavailable(said) if status >= 500 else Denied(said)
+        raise _StumbledError(said) if status >= 500 else Denied(said)
 
 
 def _reason(text: bytes) -> str:
