@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,28 @@ def _from_members(access: Access) -> dict[str, Any]:
         ],
         "instances": None,
         "queue": None,
+        "here": _here(access),
+    }
+
+
+def _here(access: Access) -> dict[str, Any]:
+    """Return what this machine alone can say of itself: its load, and the instances it holds."""
+    from collections import Counter
+
+    import msgspec
+
+    from appliance.compute.record import HELD, Held
+    from appliance.journal import read_journal
+
+    kept = read_journal(access.config.state_dir / "compute.sqlite").get(HELD, {})
+    held = [msgspec.json.decode(text, type=Held) for text in kept.values()]
+    specs = [one.spec for one in held if one.spec]
+    return {
+        "load_1m": round(os.getloadavg()[0], 2),
+        "cpus": os.cpu_count() or 0,
+        "instances": dict(Counter(one.state for one in held)),
+        "vcpus_held": sum(spec.vcpus for spec in specs),
+        "memory_held_mib": sum(spec.memory_mib for spec in specs),
     }
 
 
@@ -150,6 +173,7 @@ def _show(process: NodeProcess | None, found: dict[str, Any]) -> None:
     if found["source"] == "members":
         if "problem" in found:
             say(f"Store      {found['problem']}")
+        _show_here(found["here"])
         _show_members(found)
         return
     counts = found["instances"]
@@ -195,6 +219,15 @@ def _service_words(one: dict[str, Any]) -> str:
     return f"{one['name']} (process {one['pid']})" if one["pid"] else f"{one['name']} (stopped)"
 
 
+def _show_here(here: dict[str, Any]) -> None:
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(here["instances"].items()))
+    say(f"Load       {here['load_1m']:.2f} on {here['cpus']} processors")
+    say(
+        f"Here       {counts or 'no instances'}; {here['vcpus_held']} vcpus, "
+        f"{here['memory_held_mib']:,} MiB"
+    )
+
+
 def _show_members(found: dict[str, Any]) -> None:
     say("")
     rows = [
@@ -205,8 +238,8 @@ def _show_members(found: dict[str, Any]) -> None:
     knowing = [one["name"] for one in found["nodes"] if one["is_control"]]
     if knowing:
         say(
-            f"This node does not reach the store. Instances, load and messages: `anynode status` "
-            f"on {' or '.join(knowing)}."
+            f"This node does not reach the store. Instances, load and messages of all nodes: "
+            f"`anynode status` on {' or '.join(knowing)}."
         )
 
 

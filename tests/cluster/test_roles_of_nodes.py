@@ -138,6 +138,21 @@ def test_status_works_on_any_node(cluster: FakeCluster, name: str) -> None:
     shown = cluster[name].run_cli("status").stdout
     assert "n1" in shown
     assert ("on n1 or n2." in shown) is (name == "n3")
+    assert ("\nLoad " in shown) is (name == "n3")
+
+
+def test_a_hypervisor_tells_of_its_own_instances(cluster: FakeCluster) -> None:
+    for name in ("n1", "n2"):
+        assert cluster["n1"].run_cli("node", "drain", name).returncode == 0
+    ids = cluster.launch(2, via=cluster["n1"])
+    cluster.wait_state("running", *ids, via=cluster["n1"])
+    here = json.loads(cluster["n3"].run_cli("status", "--json").stdout)["here"]
+    assert here["instances"]["running"] >= 2
+    assert here["vcpus_held"] >= 2
+    assert f"{here['instances']['running']} running" in cluster["n3"].run_cli("status").stdout
+    cluster["n1"].client().terminate_instances(InstanceIds=ids)
+    for name in ("n1", "n2"):
+        assert cluster["n1"].run_cli("node", "undrain", name).returncode == 0
 
 
 def test_a_hypervisor_becomes_a_control_node_and_back(cluster: FakeCluster) -> None:
