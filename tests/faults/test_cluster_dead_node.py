@@ -31,10 +31,10 @@ from tests.services.rabbitmq import Broker
 
 SILENCE_S = 4.0
 MOST_LIVES = 12
-GIVE_UP_S = 12.0
+GIVE_UP_S = 8.0
 SETTINGS: dict[str, Any] = {"controller": {"node_silence_s": SILENCE_S, "give_up_s": GIVE_UP_S}}
 POINTS = ("bus.before.Order", *points_of(LAUNCH), "bus.after.Order", "report.running.before")
-QUICK = "step.define.after"
+QUICK = "step.bind.before"
 
 
 @pytest.fixture(scope="module")
