@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from appliance.errors import ConfigError
@@ -64,6 +68,30 @@ def test_the_way_back_is_there(store: Store) -> None:
     alembic(store, "downgrade", "base")
     migrations.upgrade(store)
     run(store, "INSERT INTO cluster (key, value) VALUES ('a', 'b')")
+
+
+def test_revisions_are_those_of_the_files() -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", "appliance.store:migrations")
+    scripts = ScriptDirectory.from_config(config)
+    assert migrations.revisions() == [one.revision for one in scripts.walk_revisions()][::-1]
+    assert migrations.revisions()[-1] == scripts.get_current_head()
+
+
+def test_a_finished_store_needs_no_alembic(tmp_path: Path) -> None:
+    program = (
+        "import sys; from appliance.store import Store, migrations; "
+        "from appliance.world import World; "
+        f"migrations.upgrade(Store('sqlite:///{tmp_path}/store.sqlite', World())); "
+        "print('alembic' in sys.modules)"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ["True", "False"]
 
 
 def test_a_finished_store_is_left_alone(store: Store) -> None:
