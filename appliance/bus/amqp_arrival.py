@@ -78,9 +78,14 @@ class AmqpArrival:
         if not isinstance(other, AmqpArrival):
             return
         with self._lock:
-            self._incoming = other._incoming
+            is_copy = other._incoming.connection == self._incoming.connection
+            if not is_copy:
+                self._incoming = other._incoming
             end = self._end
-        if end:
+        if is_copy:
+            # The first is still held, and comes again if need be: two would take two places.
+            self._link.acknowledge(other._incoming)
+        elif end:
             # It came again between its end and the moment when that was known everywhere.
             end(other._incoming)
 

@@ -20,6 +20,7 @@ from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel
 
 from appliance.bus import topology
+from appliance.bus.amqp_reading import CarefulConnection, are_texts
 from appliance.bus.relay import Finish
 from appliance.bus.topology import EXCHANGE
 from appliance.errors import AnynodeError, Unavailable
@@ -216,7 +217,7 @@ class Link:
         """Hold one connection from beginning to end; say whether it ever came up."""
         self._number += 1
         try:
-            connection = SelectConnection(
+            connection = CarefulConnection(
                 self._parameters(url),
                 on_open_callback=self._opened,
                 on_open_error_callback=self._ended,
@@ -354,6 +355,10 @@ class Link:
         )
         if properties.type == "ping" and queue == self._own_queue:
             self._heard_at = self._world.clock.monotonic()
+            self._settle(incoming, is_taken=True)
+            return
+        if not are_texts(incoming.key, properties):
+            log.warning("dropped a message of %s whose key or properties are no texts", queue)
             self._settle(incoming, is_taken=True)
             return
         try:
