@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from appliance.messages import Heartbeat
+from appliance.messages import Heartbeat, encode
 from appliance.node import NodeParts
 from appliance.store import Transaction, leases, members, nodes
 from appliance.store.nodes import Beat, Condition, Offer
@@ -25,6 +25,11 @@ LEASE_SWEEPS = 3
 
 SHORTEST_LEASE_S = 3.0
 WRITE_EVERY_S = 1.0
+
+LONGEST_TEXT = 64
+LARGEST_CONDITION = 64 * 1024
+LARGEST_OFFER = 2**31 - 1
+"""What a heartbeat may be: all are written together, and one must not spoil the others'."""
 
 TELL_EVERY_S = 30.0
 """Seconds after which a node's condition is written though only its load has changed."""
@@ -108,6 +113,7 @@ class Heartbeats:
         self._parts = parts
         self._heard = Heard(parts.config.controller.node_silence_s)
         self._rests_until = float("-inf")
+        self._unsound: set[str] = set()
         self._changing = threading.Lock()
         self._writing = threading.Lock()
 
@@ -118,7 +124,16 @@ class Heartbeats:
         return max(LEASE_SWEEPS * sweep_s, SHORTEST_LEASE_S)
 
     def hear(self, message: Heartbeat) -> None:
-        """Note that a node is alive; the first heartbeat of one is written at once."""
+        """Note that a node is alive; the first heartbeat of one is written at once.
+
+        One that cannot be written is dropped, as if the node were silent.
+        """
+        if not _is_sound(message):
+            if message.node_id not in self._unsound:
+                log.warning("node %s sends heartbeats that cannot be", message.node_id)
+                self._unsound.add(message.node_id)
+            return
+        self._unsound.discard(message.node_id)
         with self._changing:
             is_news = self._heard.add(_beat_of(message, self._parts.world.clock.now()))
         if is_news:
@@ -168,6 +183,17 @@ class Heartbeats:
         self._rests_until = float("-inf")
         if nodes.heard(tx, list(batch.beats.values()), batch.in_full).risen:
             members.changed(tx)
+
+
+def _is_sound(message: Heartbeat) -> bool:
+    """Say whether a heartbeat is one that can be written."""
+    offered = (message.offered_vcpus, message.offered_memory_mib, message.offered_disk_gib)
+    return (
+        len(message.boot_id) <= LONGEST_TEXT
+        and "\0" not in message.boot_id
+        and all(0 <= one <= LARGEST_OFFER for one in offered)
+        and len(encode(message)) <= LARGEST_CONDITION
+    )
 
 
 def _beat_of(message: Heartbeat, at: float) -> Beat:

@@ -11,7 +11,7 @@ from appliance.messages import (
     Wanted,
     node_topic,
 )
-from appliance.model import Desired, InstanceState, Reason
+from appliance.model import Desired, InstanceState, Reason, TimelineEntry
 from appliance.node import NodeParts
 from appliance.store import Transaction, attributes, instances, placements, quotas, timeline
 from appliance.store.instances import Instance
@@ -22,9 +22,10 @@ def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
     """Write a report where (epoch, seq) is newer, and confirm it."""
 
     def write(tx: Transaction) -> None:
-        timeline.record(tx, message.entries)
         instance = instances.get(tx, message.instance_id)
         placement = placements.find(tx, message.instance_id, message.epoch)
+        if placement and placement.node_id == message.node_id:
+            timeline.record(tx, _own_entries(message))
         if (
             instance
             and placement
@@ -42,6 +43,16 @@ def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
             tx.cast(node_topic("compute", message.node_id), confirmation)
 
     delivery.once(write)
+
+
+def _own_entries(message: Report) -> list[TimelineEntry]:
+    """Return what a node may tell: what it did itself, with that very copy of the instance."""
+    return [
+        one
+        for one in message.entries
+        if (one.instance_id, one.epoch) == (message.instance_id, message.epoch)
+        and one.role == "compute"
+    ]
 
 
 def _apply(

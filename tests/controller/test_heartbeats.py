@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import event
@@ -282,3 +283,30 @@ def test_a_node_offers_no_more_than_is_approved(place: Place) -> None:
     place.controller("c1").hear(beat(node_id))
     (view,) = place.store.read(nodes.views)
     assert (view.vcpus, view.memory_mib, view.disk_gib) == (3, 1000, 10)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"boot_id": "b\0"},
+        {"boot_id": "b" * 65},
+        {"offered_vcpus": 2**40},
+        {"offered_memory_mib": -(2**40)},
+        {"problems": {"api": "x" * 70_000}},
+    ],
+    ids=["nothing", "long", "much", "less than nothing", "big"],
+)
+def test_what_cannot_be_written_spoils_nobody_elses(place: Place, spoilt: dict[str, Any]) -> None:
+    hostile, other = place.site.add_node("a"), place.site.add_node("b")
+    controller = place.controller("c1")
+    for node_id in (hostile, other):
+        controller.hear(beat(node_id))
+    place.clock.offset_s += 40
+    for node_id in (hostile, other):
+        bad = spoilt if node_id == hostile else {}
+        controller.hear(msgspec.structs.replace(beat(node_id), **bad))
+    controller.write()
+    assert place.seen_s(other) < 1
+    assert place.seen_s(hostile) > 39
+    view = {one.node_id: one for one in place.store.read(nodes.views)}[hostile]
+    assert (view.vcpus, view.memory_mib, view.disk_gib) == (8, 1000, 10)
