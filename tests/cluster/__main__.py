@@ -11,27 +11,20 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
-from typing import Any
 
 import click
 
-from appliance.ec2_client import Ec2Client, Ec2Credentials
 from appliance.env_file import path_line, write_whole
 from appliance.node_process import start_ticks
 from tests.cluster.cluster import Cluster
-from tests.cluster.machine import Machine
+from tests.cluster.region import KEY_NAME, Region
 from tests.rig import ROOT, wait_for
 
 FOLDER = ROOT / "var" / "cluster"
 RECORD = FOLDER / "keeper.json"
 ENV = ROOT / "var" / "anynode.env"
-KEY = FOLDER / "demo.pem"
-KEY_NAME = "demo"
-RUNNING_S = 180.0
-PING_S = 180.0
-MOST_LAUNCHES = 10
+KEY = FOLDER / f"{KEY_NAME}.pem"
 _DONE = "--done--"
 
 
@@ -139,113 +132,20 @@ class Show:
         cluster.reach_from_host()
         cluster.form()
         say("make a project, and import the demo image")
-        key = cluster.make_project("demo", "admin")
-        image_id = cluster.import_demo("demo")
-        client = self._client(key)
-        self._open_pings(client)
-        material = client.call("CreateKeyPair", KeyName=KEY_NAME)["KeyMaterial"]
-        write_whole(KEY, material, mode=0o600)
-        self._write_env(key, image_id)
-        instances = self._launch(client, image_id)
-        self._ping_all(instances)
+        region = Region(cluster, FOLDER, say)
+        self._write_env(region)
+        region.ping_all(region.launch_on_each())
         say(is_timed=False)
         say(cluster.first.cli("status"), is_timed=False)
         say(f"EC2 API    {', '.join(one.endpoint for one in cluster.machines)}", is_timed=False)
         say(f"Use it     . {ENV.relative_to(ROOT)} && aws ec2 describe-instances", is_timed=False)
         say("Stop it    make cluster-stop", is_timed=False)
 
-    def _client(self, key: dict[str, str]) -> Ec2Client:
-        return Ec2Client(
-            Ec2Credentials(
-                endpoint=self._cluster.first.endpoint,
-                region=key["region"],
-                access_key_id=key["access_key_id"],
-                secret=key["secret_access_key"],
-            )
-        )
-
-    def _open_pings(self, client: Ec2Client) -> None:
-        everywhere = [{"CidrIp": "0.0.0.0/0"}]
-        for protocol, first, last in (("icmp", -1, -1), ("tcp", 22, 22)):
-            permission = {
-                "IpProtocol": protocol,
-                "FromPort": first,
-                "ToPort": last,
-                "IpRanges": everywhere,
-            }
-            client.call(
-                "AuthorizeSecurityGroupIngress", GroupName="default", IpPermissions=[permission]
-            )
-
-    def _write_env(self, key: dict[str, str], image_id: str) -> None:
-        credentials = self._client(key).credentials
+    def _write_env(self, region: Region) -> None:
         others = " ".join(one.endpoint for one in self._cluster.machines)
-        more = {"ANYNODE_IMAGE": image_id, "ANYNODE_ENDPOINTS": others}
-        write_whole(ENV, credentials.env_lines(more) + path_line(), mode=0o600)
-
-    def _launch(self, client: Ec2Client, image_id: str) -> dict[str, dict[str, Any]]:
-        """Launch until each node has an instance; return one of each by the node's name.
-
-        The scheduler takes one of the best few nodes by chance: what is more than one is removed.
-        """
-        machines = self._cluster.machines
-        found: dict[str, dict[str, Any]] = {}
-        for _ in range(MOST_LAUNCHES):
-            missing = [machine.name for machine in machines if machine.name not in found]
-            if not missing:
-                return found
-            for one in self._launch_some(client, image_id, len(missing)):
-                instance_id = one["InstanceId"]
-                where = next(m.name for m in machines if m.qemu_pid(instance_id))
-                if where in found:
-                    client.call("TerminateInstances", InstanceIds=[instance_id])
-                    continue
-                found[where] = one
-                self._say(f"{instance_id} runs on {where} with {one['PrivateIpAddress']}")
-        raise RuntimeError(f"No instance came to {', '.join(missing)}; see `anynode explain`.")
-
-    def _launch_some(self, client: Ec2Client, image_id: str, count: int) -> list[dict[str, Any]]:
-        asked = client.call(
-            "RunInstances",
-            ImageId=image_id,
-            InstanceType="m1.tiny",
-            KeyName=KEY_NAME,
-            MinCount=count,
-            MaxCount=count,
-        )
-        ids = [one["InstanceId"] for one in asked["Instances"]]
-        self._say(f"launched {', '.join(ids)}")
-        wait_for(lambda: self._are_running(client, ids), RUNNING_S, "the instances to run")
-        return client.instances(InstanceIds=ids)
-
-    def _are_running(self, client: Ec2Client, ids: list[str]) -> bool:
-        states = {one["State"]["Name"] for one in client.instances(InstanceIds=ids)}
-        if "terminated" in states:
-            raise RuntimeError(f"A launch failed: {client.instances(InstanceIds=ids)}")
-        return states == {"running"}
-
-    def _ping_all(self, instances: dict[str, dict[str, Any]]) -> None:
-        """Let each instance ping those on the other nodes."""
-        for name, one in instances.items():
-            machine = self._cluster.machine(name)
-            for other_name, other in instances.items():
-                if other_name != name:
-                    address = other["PrivateIpAddress"]
-                    what = f"{address} on {other_name} to answer {one['PrivateIpAddress']}"
-                    wait_for(partial(pings, machine, one, address), PING_S, what)
-                    self._say(
-                        f"{one['PrivateIpAddress']} on {name} pings {address} on {other_name}"
-                    )
-
-
-def pings(machine: Machine, instance: dict[str, Any], address: str) -> bool:
-    """Say whether an address answers an instance, which is asked from its own node."""
-    options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
-    more = ("BatchMode=yes", "ConnectTimeout=5")
-    words = ["ssh", "-i", str(KEY), *(word for one in (*options, *more) for word in ("-o", one))]
-    ping = f"ping -c 1 -W 2 {address}"
-    command = [*words, f"root@{instance['PrivateIpAddress']}", ping]
-    return " 0% packet loss" in machine.rig.run(command, is_checked=False)
+        more = {"ANYNODE_IMAGE": region.image_id, "ANYNODE_ENDPOINTS": others}
+        lines = region.client().credentials.env_lines(more)
+        write_whole(ENV, lines + path_line(), mode=0o600)
 
 
 def find_keeper() -> int:
