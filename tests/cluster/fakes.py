@@ -162,14 +162,15 @@ class FakeNode:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
-    def client(self, **more: Any) -> Any:
+    def client(self, *, key: tuple[str, str] | None = None, **more: Any) -> Any:
         """Return an unmodified boto3 client of EC2 at this node's own port."""
+        key_id, secret = key or self.cluster.key
         return _session.client(
             "ec2",
             endpoint_url=self.endpoint,
             region_name=REGION,
-            aws_access_key_id=self.cluster.key[0],
-            aws_secret_access_key=self.cluster.key[1],
+            aws_access_key_id=key_id,
+            aws_secret_access_key=secret,
             config=ClientConfig(
                 retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60, **more
             ),

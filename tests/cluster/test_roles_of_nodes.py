@@ -189,6 +189,40 @@ def test_a_hypervisor_becomes_a_control_node_and_back(cluster: FakeCluster) -> N
         cluster["n1"].run_cli("node", "undrain", name)
 
 
+@pytest.mark.faults("access: at another node", quick=True)
+def test_t29_what_one_node_forbids_another_refuses(cluster: FakeCluster) -> None:
+    """The key works at each node, and at none within five seconds of a change at any."""
+
+    def cli(via: str, *words: str) -> str:
+        done = cluster[via].run_cli(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    cli("n1", "user", "create", "guest")
+    cli("n1", "project", "add-user", "demo", "guest")
+    made = json.loads(cli("n1", "key", "create", "guest", "demo", "--json"))
+    key = (made["access_key_id"], made["secret_access_key"])
+
+    def refused_by(via: str) -> str:
+        try:
+            cluster[via].client(key=key).describe_instances()
+        except ClientError as error:
+            return str(error.response["Error"]["Code"])
+        return ""
+
+    cli("n1", "role", "add", "api", "--node", "n2")
+    assert [refused_by(via) for via in ("n1", "n2", "n3")] == ["", "", ""]
+    for words in (("user", "disable", "guest"), ("key", "delete", key[0])):
+        cli("n2", *words)
+        changed_at = time.monotonic()
+        for via in ("n1", "n2", "n3"):
+            wait_until(lambda via=via: refused_by(via) == "AuthFailure", f"{via} refuses the key")  # type: ignore[misc]
+        assert time.monotonic() - changed_at < 5
+        if words[0] == "user":
+            cli("n1", "user", "enable", "guest")
+            assert [refused_by(via) for via in ("n1", "n2", "n3")] == ["", "", ""]
+
+
 @pytest.mark.parametrize("dead", ["n1", "n2"])
 def test_another_node_serves_when_one_dies(cluster: FakeCluster, dead: str) -> None:
     """Its only process is killed in the middle of work: the next launch is another's."""

@@ -17,7 +17,7 @@ from appliance.cluster import certificates, decided, peer_service, settings, tok
 from appliance.cluster.admission import Admission
 from appliance.cluster.doors import OPEN, Doors
 from appliance.cluster.entitlement import Entitlement
-from appliance.cluster.join import Joining, Offer, Wishes
+from appliance.cluster.join import Joining, Offer, Wishes, joining_folder_of
 from appliance.cluster.membership import Membership, folder_of
 from appliance.cluster.papers import ClusterPapers
 from appliance.cluster.tokens import Token
@@ -294,3 +294,11 @@ def server_context(folder: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "node.pem", folder / "node.key")
     return context
+
+
+def nothing_is_left(machine: Machine) -> bool:
+    """Say whether a machine is as if it had never tried to join."""
+    return (
+        not folder_of(machine.state_dir).exists()
+        and not joining_folder_of(machine.state_dir).exists()
+    )
