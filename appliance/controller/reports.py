@@ -121,6 +121,7 @@ def _gone(parts: NodeParts, tx: Transaction, message: Report, instance: Instance
     if instance.desired is Desired.TERMINATED:
         instances.terminated(tx, instance, None)
         return
+    instances.left_node(tx, instance.instance_id)
     attempts = instances.count_attempt(tx, instance.instance_id, message.reason)
     may_retry = (
         instance.desired is Desired.RUNNING

@@ -22,12 +22,14 @@ from appliance.model import (
     Reason,
 )
 from appliance.store import Transaction, networks, policy, quotas
+from appliance.store.placements import ACTIVE
 from appliance.store.schema import (
     block_devices,
     images,
     instances,
     node_status,
     nodes,
+    placements,
     port_groups,
     ports,
     security_groups,
@@ -276,7 +278,10 @@ def release(tx: Transaction, instance_id: str) -> None:
 
 
 def ending_on_down_nodes(tx: Transaction) -> list[Instance]:
-    """Return instances that are shutting down on nodes that are down, or launches given up."""
+    """Return instances that are shutting down on nodes that are down, or launches given up.
+
+    The nodes may hold them: one whose placement has ended is nobody's to wait for.
+    """
     was_given_up = and_(
         instances.c.state == InstanceState.PENDING.value,
         instances.c.desired == Desired.TERMINATED.value,
@@ -284,6 +289,14 @@ def ending_on_down_nodes(tx: Transaction) -> list[Instance]:
     query = (
         select(instances)
         .join(node_status, node_status.c.node_id == instances.c.node_id)
+        .join(
+            placements,
+            and_(
+                placements.c.instance_id == instances.c.id,
+                placements.c.node_id == instances.c.node_id,
+                placements.c.phase.in_(ACTIVE),
+            ),
+        )
         .where(
             or_(instances.c.state == InstanceState.SHUTTING_DOWN.value, was_given_up),
             node_status.c.is_up.is_(False),
@@ -313,8 +326,22 @@ def displaced(tx: Transaction, instance: Instance) -> None:
             progress_at=tx.now,
         )
     )
+    left_node(tx, instance.instance_id)
     if not is_wanted:
         quotas.uncount(tx, instance.instance_id)
+
+
+def left_node(tx: Transaction, instance_id: str) -> None:
+    """Tell nodes that an instance's ports are not where they were, although they stay its own.
+
+    Its old node may have heard of them only after it gave them up; others still send there.
+    """
+    bound = ports.c.instance_id == instance_id, ports.c.is_bound.is_(True)
+    rows = tx.execute(select(ports.c.id, ports.c.network_id).where(*bound)).all()
+    specs = networks.find(tx, {row.network_id for row in rows})
+    changes = [policy.Change(kind="port", subject=row.id) for row in rows]
+    for vpc_id in sorted({spec.vpc_id for spec in specs.values()}):
+        policy.changed(tx, vpc_id, changes)
 
 
 def _remove_disks(tx: Transaction, instance_id: str) -> None:

@@ -10,8 +10,9 @@ from sqlalchemy import select
 
 from appliance.controller import lost
 from appliance.errors import Conflict
+from appliance.messages import GetPolicy
 from appliance.model import Desired, InstanceState, Phase, Reason
-from appliance.store import Transaction, instances, networks, nodes, placements, wishes
+from appliance.store import Transaction, instances, networks, nodes, placements, policy, wishes
 from appliance.store.instances import Instance
 from appliance.store.schema import addresses, node_claims, node_status, quotas
 from appliance.store.schema import placements as placement_rows
@@ -147,6 +148,34 @@ def test_a_launch_that_is_given_up_on_a_silent_node_ends_there(site: Site, place
     assert (ended.state, ended.reason) == (InstanceState.TERMINATED, reason)
     assert phases(site, placed) == [Phase.COMMITTED]
     assert taken(site) == 1
+
+
+def test_what_has_no_place_is_not_away(site: Site, placed: str) -> None:
+    """The down node that it was claimed on is nobody to wait for; its address would stay taken."""
+    site.store.transaction(lost.place_anew)
+    site.store.transaction(
+        lambda tx: instances.want(tx, instances.find(tx, [placed])[0], Desired.TERMINATED)
+    )
+    assert site.store.transaction(lost.end_away) == []
+
+
+def test_evacuated_its_ports_are_taken_from_the_old_node(site: Site, running: str) -> None:
+    """Also from one that was never dead, and of one that is not placed anew."""
+
+    def question(revision: int) -> GetPolicy:
+        return GetPolicy(node_id="node-a", network_id=site.network_id, known_revision=revision)
+
+    before = site.store.read(lambda tx: policy.answer(tx, question(-1))).policy
+    assert before is not None
+    (port,) = before.ports
+    site.store.transaction(
+        lambda tx: instances.want(tx, instances.find(tx, [running])[0], Desired.STOPPED)
+    )
+    done, _ = evacuate(site)
+    assert done.stopped == (running,)
+    delta = site.store.read(lambda tx: policy.answer(tx, question(before.revision))).delta
+    assert delta is not None
+    assert delta.removed_port_ids == (port.port_id,)
 
 
 def test_evacuated_it_is_placed_anew_with_its_address(site: Site, running: str) -> None:
