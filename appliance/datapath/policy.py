@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 FRESH_S = 1.0
 """Seconds for which a policy that has a port is not asked for again to guard the port."""
 
+REST_S = 1.0
+"""Seconds after a question about a policy for which news of it waits: many come as one then."""
+
 
 class PolicyKeeper:
     """The policy of each network of this node: what is in force, and how it gets there.
@@ -43,6 +46,7 @@ class PolicyKeeper:
         self._deadline_s = deadline_s
         self._policies: dict[str, NetworkPolicy] = {}
         self._asked_at: dict[str, float] = {}
+        self._heard_of: dict[str, int] = {}
         self._locks: dict[str, threading.RLock] = {}
         self._guard = threading.Lock()
 
@@ -80,16 +84,45 @@ class PolicyKeeper:
             if answer.policy is not None:
                 self._sync(answer.policy)
             elif answer.delta is not None and known is not None:
+                if self._policies.get(network_id) is not known:
+                    # In one thread that does other work while it waits, another has overtaken it.
+                    return
                 self._update(known, answer.delta)
             if answer.reach is not None:
                 self._reach.update(network_id, answer.reach)
 
-    def catch_up(self, network_id: str, revision: int) -> None:
-        """Bring the firewall to a revision that was heard of, or a later one.
+    def hear(self, network_id: str, revision: int) -> None:
+        """Catch up with news: at once, or with others that come while its network rests.
 
-        Of many that were heard of while one was asked for, none is asked for that came with it.
+        Each launch is news to all nodes of its network. What is wanted now is asked for by
+        :meth:`guard`; the rest may come together.
+
+        :raises Unavailable: the network role does not answer; what is in force stays.
         """
+        with self._guard:
+            if network_id not in self._asked_at:
+                return
+            self._heard_of[network_id] = max(revision, self._heard_of.get(network_id, revision))
+        if self._has_rested(network_id):
+            self._catch_up(network_id)
+
+    def follow(self) -> None:
+        """Catch up with the news that has waited long enough."""
+        for network_id in [*self._heard_of]:
+            if self._has_rested(network_id):
+                try:
+                    self._catch_up(network_id)
+                except AnynodeError as error:
+                    log.warning("news of %s could not be followed: %s", network_id, error)
+
+    def _has_rested(self, network_id: str) -> bool:
+        return self._clock.monotonic() - self._asked_at[network_id] >= REST_S
+
+    def _catch_up(self, network_id: str) -> None:
+        """Bring the firewall to the revision that was heard of, or a later one."""
         with self._lock(network_id):
+            with self._guard:
+                revision = self._heard_of.pop(network_id, -1)
             known, reached = self._policies.get(network_id), self._reach.revision(network_id)
             is_there = known is not None and known.revision >= revision
             if not is_there or (reached is not None and reached < revision):

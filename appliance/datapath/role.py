@@ -10,7 +10,7 @@ from pathlib import Path
 from appliance.datapath.metadata_server import MetadataServer
 from appliance.datapath.metadata_tree import Subject as MetadataSubject
 from appliance.datapath.networks import Networks
-from appliance.datapath.policy import PolicyKeeper
+from appliance.datapath.policy import REST_S, PolicyKeeper
 from appliance.datapath.ports import Ports
 from appliance.datapath.reach import ReachKeeper
 from appliance.datapath.record import PortRecord
@@ -76,6 +76,7 @@ class DatapathRole:
                     every_s=POLICY_SILENCE_S,
                     run=lambda: datapath.policies.refresh_silent(POLICY_SILENCE_S),
                 ),
+                Periodic(name="news", every_s=REST_S / 2, run=datapath.policies.follow),
                 Periodic(name="repair", every_s=REPAIR_EVERY_S, run=datapath.repair),
             ),
             start=datapath.start,
@@ -300,8 +301,7 @@ class Datapath:
 
     def policy_changed(self, message: PolicyChanged) -> None:
         """Ask for the difference, if ports of that network are here and it is news."""
-        if message.network_id in self.policies.watched():
-            self.policies.catch_up(message.network_id, message.revision)
+        self.policies.hear(message.network_id, message.revision)
 
     def repair(self) -> None:
         """Bring back what somebody removed: rules, and the networks with their ports."""

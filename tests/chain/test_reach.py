@@ -48,8 +48,10 @@ def add_node(chain: Chain) -> None:
 
 
 @pytest.fixture
-def chain(make_chain: MakeChain) -> Chain:
-    # The node must not be asked what it holds: it would be told to remove what has moved.
+def chain(make_chain: MakeChain, monkeypatch: pytest.MonkeyPatch) -> Chain:
+    # The node must not be asked what it holds: it would be told to remove what has moved. Nor may
+    # it wait with other news until it is.
+    monkeypatch.setattr("appliance.datapath.policy.REST_S", 0.0)
     made = make_chain(compute={"inventory_every_s": 600.0})
     add_node(made)
     return made
