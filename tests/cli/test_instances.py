@@ -223,7 +223,8 @@ def test_verify(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     left = list(FINDINGS)
     asked: list[object] = []
 
-    def wait(config: Config, wait_s: float) -> list[Finding]:
+    def wait(config: Config, wait_s: float, *, of_cluster: bool) -> list[Finding]:
+        assert not of_cluster
         asked.append(wait_s)
         return list(left)
 
@@ -233,7 +234,7 @@ def test_verify(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
         return ["removed i-1"]
 
     monkeypatch.setattr(verify, "CODES", {one.code: None for one in FINDINGS})
-    monkeypatch.setattr(verify, "check", lambda config: list(left))
+    monkeypatch.setattr(verify, "check", lambda config, **_: list(left))
     monkeypatch.setattr(verify, "wait", wait)
     monkeypatch.setattr(verify, "fix", fix)
 
