@@ -40,6 +40,9 @@ PATIENCE_S = 15.0
 BUSY_S = 5.0
 """Seconds for which one statement waits for whoever holds a SQLite database."""
 
+CROWDED_S = 2.0
+"""Seconds after a conflict for which writers of a process go one after the other."""
+
 DOUBT_S = 8.0
 """Seconds for which an answer to COMMIT that was lost is asked for again."""
 
@@ -118,8 +121,9 @@ class Store:
         self._listeners: list[Callable[[Transaction], None]] = []
         # SQLite has one writer; waiting here is fair and costs nothing, waiting there is neither.
         self._writer = threading.Lock() if is_sqlite else None
-        # Those who lost a conflict go one after the other: among themselves they have no other.
-        self._losers = threading.Lock()
+        # On a server: where writers meet they go one after the other, in this process and in all.
+        self._line = threading.Lock()
+        self._crowded_until = float("-inf")
         self._backend = _sqlite_backend(url) if is_sqlite else _postgresql_backend(parsed)
         self._engine = self._backend.engine
         event.listen(self._engine, "handle_error", conceal_values)
@@ -140,9 +144,10 @@ class Store:
             unless the text says that this is not known.
         """
 
-        def attempt(until: float) -> tuple[Transaction, T]:
+        def attempt(until: float, is_in_line: bool) -> tuple[Transaction, T]:
             with self._turn(until), self._engine.connect() as connection:
-                self._backend.prepare(connection, until - self._world.clock.monotonic())
+                patience_s = until - self._world.clock.monotonic()
+                self._backend.prepare(connection, patience_s, is_in_line)
                 with connection.begin() as begun:
                     transaction = Transaction(connection, self._world)
                     answer = work(transaction)
@@ -187,9 +192,9 @@ class Store:
         :raises Unavailable: the store does not answer, or conflicts went on.
         """
 
-        def attempt(until: float) -> T:
+        def attempt(until: float, is_in_line: bool) -> T:
             with self._engine.connect() as connection:
-                self._backend.prepare(connection, until - self._world.clock.monotonic())
+                self._backend.prepare(connection, until - self._world.clock.monotonic(), False)
                 reader = connection.execution_options(anynode_reads=True)
                 with reader.begin():
                     return work(Transaction(reader, self._world))
@@ -209,14 +214,16 @@ class Store:
         finally:
             self._writer.release()
 
-    def _until_accepted(self, kind: str, attempt: Callable[[float], T]) -> T:
+    def _until_accepted(self, kind: str, attempt: Callable[[float, bool], T]) -> T:
         clock = self._world.clock
         until = clock.monotonic() + PATIENCE_S
         tries: Counter[Kind] = Counter()
         with ExitStack() as turns:
+            is_crowded = kind == "transaction" and clock.monotonic() < self._crowded_until
+            is_in_line = is_crowded and self._enter_line(turns, until)
             while True:
                 try:
-                    return attempt(until)
+                    return attempt(until, is_in_line)
                 except PoolTimeoutError as error:
                     raise Unavailable(
                         "All connections to the store are in use.", hint=_HINT
@@ -227,8 +234,9 @@ class Store:
                     if found is Kind.QUESTION:
                         raise
                     self._refuse_in_time(kind, error, found, tries[found], until)
-                    if found is Kind.CONFLICT and tries[found] == 1 and self._writer is None:
-                        self._wait_for_other_losers(turns, until)
+                    if found is Kind.CONFLICT and self._writer is None:
+                        self._crowded_until = clock.monotonic() + CROWDED_S
+                        is_in_line = is_in_line or self._enter_line(turns, until)
                 longest_s = self._longest_pause_s(found, tries[found])
                 clock.sleep(self._world.random.uniform(0, longest_s))
 
@@ -269,9 +277,12 @@ class Store:
             return min(0.002 * 2.0**times, 0.1)
         return 0.01 * 2.0 ** min(times, 7)
 
-    def _wait_for_other_losers(self, turns: ExitStack, until: float) -> None:
-        if self._losers.acquire(timeout=max(until - self._world.clock.monotonic(), 0.0)):
-            turns.callback(self._losers.release)
+    def _enter_line(self, turns: ExitStack, until: float) -> bool:
+        """Go one after the other from now on; ``False`` when those before take too long."""
+        if not self._line.acquire(timeout=max(until - self._world.clock.monotonic(), 0.0)):
+            return False
+        turns.callback(self._line.release)
+        return True
 
     def close(self) -> None:
         """Close all connections."""
@@ -283,7 +294,7 @@ class _Backend(NamedTuple):
 
     engine: Engine
     kind_of: Callable[[DBAPIError], Kind]
-    prepare: Callable[[Connection, float], None]
+    prepare: Callable[[Connection, float, bool], None]
     set_mark: Callable[[Connection, str], None]
     was_committed: Callable[[str, Callable[[], bool]], bool | None]
 
@@ -292,7 +303,7 @@ def _sqlite_backend(url: str) -> _Backend:
     return _Backend(
         engine=on_sqlite.make_engine(url, busy_s=BUSY_S, patience_s=PATIENCE_S),
         kind_of=on_sqlite.kind_of,
-        prepare=lambda connection, patience_s: None,
+        prepare=lambda connection, patience_s, is_in_line: None,
         set_mark=lambda connection, mark: None,
         was_committed=lambda mark, give_up: False,
     )

@@ -8,6 +8,7 @@ same mark: of the two exactly one gets in.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from appliance.store.failures import Kind
 
+log = logging.getLogger(__name__)
+
 ANSWER_S = 12.0
 """Seconds for which one answer of the server is awaited before the connection is given up."""
 
@@ -39,6 +42,11 @@ MORE_AT_TIMES = 10
 # A snapshot is all that a read needs, and unlike SERIALIZABLE it never fails a writer.
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_WRITE = b"BEGIN ISOLATION LEVEL SERIALIZABLE"
+
+# A lock of the session: it must be there before the transaction's view of the data is.
+_LINE = 7_426_041_882
+_ENTER_LINE = b"SELECT pg_advisory_lock(%d)" % _LINE
+_LEAVE_LINE = b"SELECT pg_advisory_unlock(%d)" % _LINE
 
 _LEAVE = sql.SQL("INSERT INTO commits (id, is_done, at) VALUES ({mark}, true, {now}); COMMIT")
 # It waits for a transaction that has left the mark and has not ended.
@@ -80,6 +88,8 @@ class PatientConnection(psycopg.Connection[Any]):
     answer_s: float | None = ANSWER_S
     is_reading = False
     mark = ""
+    is_queueing = False
+    _is_in_line = False
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Await an answer. The server's own time limits are of no use when its machine hangs."""
@@ -97,10 +107,37 @@ class PatientConnection(psycopg.Connection[Any]):
     def begin(self) -> None:
         """Begin a transaction of the kind that was chosen."""
         self.mark = ""
+        if self.is_queueing:
+            self._enter_line()
         self.execute(_BEGIN_READ if self.is_reading else _BEGIN_WRITE, prepare=False)
+
+    def _enter_line(self) -> None:
+        """Wait for the writers of all nodes that have met others, if these do not take too long.
+
+        It only saves conflicts: whoever does not get in goes on all the same.
+        """
+        try:
+            self.execute(_ENTER_LINE, prepare=False)
+            self._is_in_line = True
+        except psycopg.errors.LockNotAvailable as error:
+            log.debug("the writer before does not end: %s", error)
+
+    def _leave_line(self) -> None:
+        if self._is_in_line and not self.closed:
+            self._is_in_line = False
+            self.execute(_LEAVE_LINE, prepare=False)
+
+    def rollback(self) -> None:
+        """End the transaction without a trace."""
+        super().rollback()
+        self._leave_line()
 
     def end(self) -> None:
         """Commit, with the mark if it is to leave one; a transaction that fails here has ended."""
+        self._end()
+        self._leave_line()
+
+    def _end(self) -> None:
         try:
             if self.mark:
                 self.execute(_LEAVE.format(mark=self.mark, now=time.time()), prepare=False)
@@ -183,9 +220,14 @@ def _driver_behind(connection: PoolProxiedConnection) -> PatientConnection:
     return driver
 
 
-def prepare(connection: Connection, patience_s: float) -> None:
-    """Let a connection wait for answers no longer than whoever uses it does."""
-    driver_of(connection).answer_s = min(max(patience_s, SHORTEST_ANSWER_S), ANSWER_S)
+def prepare(connection: Connection, patience_s: float, is_queueing: bool) -> None:
+    """Let a connection wait for answers no longer than whoever uses it does.
+
+    :param is_queueing: whether its transactions wait for those of others.
+    """
+    driver = driver_of(connection)
+    driver.answer_s = min(max(patience_s, SHORTEST_ANSWER_S), ANSWER_S)
+    driver.is_queueing = is_queueing
 
 
 def set_mark(connection: Connection, mark: str) -> None:
