@@ -56,6 +56,11 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The key that keeps messages in sequence; empty where the order does not matter."""
         return ""
 
+    @property
+    def about(self) -> str | None:
+        """What an announcement is about, when one makes those before it needless."""
+        return None
+
 
 class InstanceMessage(Message, frozen=True, kw_only=True):
     """A message about one instance; its messages are handled one after the other."""
@@ -365,6 +370,10 @@ class PolicyChanged(Message, frozen=True, kw_only=True):
 
     network_id: str
     revision: int
+
+    @property
+    def about(self) -> str:
+        return self.network_id
 
 
 class MembersChanged(Message, frozen=True, kw_only=True):

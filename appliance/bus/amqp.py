@@ -28,6 +28,7 @@ from appliance.bus.amqp_link import MOST_BYTES, Incoming, Link, Outgoing
 from appliance.bus.guard import Guard, Signer
 from appliance.bus.intake import Intake
 from appliance.bus.local import ask_here
+from appliance.bus.news import News
 from appliance.bus.relay import Finish, Relay, wait_for
 from appliance.errors import AnynodeError, Denied, Stale, Unavailable
 from appliance.lanes import Lanes
@@ -87,6 +88,7 @@ class AmqpBus:
             unroutable=self._unroutable,
         )
         self._hints = Lanes("hint", 1)
+        self._news = News(world.clock, self._announce_news)
         self._asked: dict[str, _Answers] = {}
         self._lock = threading.Lock()
         self._is_started = self._is_connecting = False
@@ -131,6 +133,7 @@ class AmqpBus:
     def stop(self, deadline_s: float) -> None:
         self._intake.stop(deadline_s)
         self._hints.stop(deadline_s)
+        self._news.stop(deadline_s)
         if self._relay:
             self._relay.stop(deadline_s)
         self._link.stop(deadline_s)
@@ -288,10 +291,13 @@ class AmqpBus:
             for row in transaction.casts:
                 self._relay.take(row)
         for topic, message in transaction.announcements:
-            try:
-                self.announce(topic, message)
-            except AnynodeError as error:
-                log.error("could not announce %s: %s", type(message).__name__, error)
+            self._news.tell(topic, message)
+
+    def _announce_news(self, topic: str, message: Message) -> None:
+        try:
+            self.announce(topic, message)
+        except AnynodeError as error:
+            log.error("could not announce %s: %s", type(message).__name__, error)
 
     # -- receiving ----------------------------------------------------------------------------
 
