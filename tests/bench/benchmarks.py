@@ -13,6 +13,7 @@ _NODE = (
     *("unshare", "nsenter", "ip", "nft", "dnsmasq"),
     *("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img"),
 )
+_SERVICES = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/usr/lib/postgresql"))
 _IMAGE = Path("/var/cache/anynode/demo-image/root.qcow2")
 
 
@@ -58,6 +59,14 @@ BENCHMARKS = (
         measure=_of("messages"),
         programs=("epmd",),
         files=(Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),),
+    ),
+    Benchmark(
+        name="cluster-launching",
+        what="launches by three control nodes on simulated compute nodes",
+        measure=_of("cluster_launching"),
+        needs_root=True,
+        programs=("epmd",),
+        files=_SERVICES,
     ),
     Benchmark(
         name="firewall-changes",
