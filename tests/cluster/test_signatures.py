@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from appliance.cluster.authority import NODE_S, Authority
 from appliance.cluster.signatures import NodeSigner
 from appliance.errors import Denied
 
-NOW = time.time()
+NOW = 1_800_000_000.0
 MESSAGE = ("cast.compute.n2", "Order", "m-1", b'{"verb":"run"}', int(NOW) + 60)
 
 

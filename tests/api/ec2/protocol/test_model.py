@@ -76,9 +76,9 @@ def test_a_description_need_not_be_packed(tmp_path: Path) -> None:
     [
         b"",
         b"\x1f\x8b broken",
-        gzip.compress(b"{"),
-        gzip.compress(b"{}"),
-        gzip.compress(b"x" * 99)[:-9],
+        gzip.compress(b"{", mtime=0),
+        gzip.compress(b"{}", mtime=0),
+        gzip.compress(b"x" * 99, mtime=0)[:-9],
     ],
 )
 def test_an_unreadable_description_says_which_file(tmp_path: Path, content: bytes) -> None:
