@@ -42,7 +42,7 @@ test: setup-cluster image clients lint ## run every check and test
 	@setup/as-root .venv/bin/python -m pytest -n auto --maxprocesses 4
 
 test-faults: setup-cluster image ## run the whole matrix of faults, which takes long
-	@setup/as-root .venv/bin/python -m pytest -n auto --maxprocesses 4 -m faults
+	@setup/as-root .venv/bin/python -m pytest -m faults
 
 bench: setup-cluster image ## measure what things cost: a table, and var/bench.json
 	@setup/as-root .venv/bin/python -m tests.bench
