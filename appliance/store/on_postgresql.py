@@ -43,10 +43,12 @@ MORE_AT_TIMES = 10
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_WRITE = b"BEGIN ISOLATION LEVEL SERIALIZABLE"
 
-# A lock of the session: it must be there before the transaction's view of the data is.
-_LINE = 7_426_041_882
-_ENTER_LINE = b"SELECT pg_advisory_lock(%d)" % _LINE
-_LEAVE_LINE = b"SELECT pg_advisory_unlock(%d)" % _LINE
+# LOCK takes no view of the data: that comes after the lock, with the first statement. It ends with
+# the transaction, however that ends.
+_BEGIN_IN_LINE = (
+    _BEGIN_WRITE + b"; SET LOCAL lock_timeout = '2s';"
+    b" LOCK TABLE compatibility IN SHARE UPDATE EXCLUSIVE MODE; SET LOCAL lock_timeout = '500ms'"
+)
 
 _LEAVE = sql.SQL("INSERT INTO commits (id, is_done, at) VALUES ({mark}, true, {now}); COMMIT")
 # It waits for a transaction that has left the mark and has not ended.
@@ -89,7 +91,6 @@ class PatientConnection(psycopg.Connection[Any]):
     is_reading = False
     mark = ""
     is_queueing = False
-    _is_in_line = False
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Await an answer. The server's own time limits are of no use when its machine hangs."""
@@ -108,36 +109,17 @@ class PatientConnection(psycopg.Connection[Any]):
         """Begin a transaction of the kind that was chosen."""
         self.mark = ""
         if self.is_queueing:
-            self._enter_line()
+            try:
+                self.execute(_BEGIN_IN_LINE, prepare=False)
+                return
+            except psycopg.errors.LockNotAvailable as error:
+                # The line only saves conflicts: whoever does not get in goes on all the same.
+                log.debug("the writer before does not end: %s", error)
+                self.rollback()
         self.execute(_BEGIN_READ if self.is_reading else _BEGIN_WRITE, prepare=False)
-
-    def _enter_line(self) -> None:
-        """Wait for the writers of all nodes that have met others, if these do not take too long.
-
-        It only saves conflicts: whoever does not get in goes on all the same.
-        """
-        try:
-            self.execute(_ENTER_LINE, prepare=False)
-            self._is_in_line = True
-        except psycopg.errors.LockNotAvailable as error:
-            log.debug("the writer before does not end: %s", error)
-
-    def _leave_line(self) -> None:
-        if self._is_in_line and not self.closed:
-            self._is_in_line = False
-            self.execute(_LEAVE_LINE, prepare=False)
-
-    def rollback(self) -> None:
-        """End the transaction without a trace."""
-        super().rollback()
-        self._leave_line()
 
     def end(self) -> None:
         """Commit, with the mark if it is to leave one; a transaction that fails here has ended."""
-        self._end()
-        self._leave_line()
-
-    def _end(self) -> None:
         try:
             if self.mark:
                 self.execute(_LEAVE.format(mark=self.mark, now=time.time()), prepare=False)
