@@ -42,6 +42,10 @@ api_versions = frozenset({1})
 
 POLICY_SILENCE_S = 3.0
 REPAIR_EVERY_S = 30.0
+POLICY_SHARE = 0.4
+"""Share of a call's deadline that a question for a policy has: whoever waits for a port learns why
+it has no rules, even when another question about the same network was under way before."""
+
 GRACE_DEADLINES = 2
 """Deadlines of a call after which a port must belong to an instance that the node holds."""
 
@@ -107,7 +111,7 @@ class Datapath:
             ReachKeeper(self._networks.spanning),
             parts.node_id,
             parts.world.clock,
-            self._deadline_s,
+            POLICY_SHARE * self._deadline_s,
         )
         self._metadata = MetadataServer(self.describe, _token_key(parts.state_dir))
 
@@ -301,7 +305,7 @@ class Datapath:
 
     def policy_changed(self, message: PolicyChanged) -> None:
         """Ask for the difference, if ports of that network are here and it is news."""
-        self.policies.hear(message.network_id, message.revision)
+        self.policies.hear(message.network_id, message.revision, message.rest_s)
 
     def repair(self) -> None:
         """Bring back what somebody removed: rules, and the networks with their ports."""

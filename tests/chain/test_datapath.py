@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -9,12 +10,24 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
+from appliance.datapath import policy as datapath_policy
 from appliance.datapath import role as datapath_role
 from appliance.datapath.role import Datapath
-from appliance.errors import Conflict
+from appliance.errors import Conflict, Unavailable
 from appliance.hooks import Network
-from appliance.messages import AttachPort, DetachPort, KeepPorts, PortAttached
+from appliance.messages import (
+    AttachPort,
+    DetachPort,
+    Done,
+    GetPolicy,
+    GuardPort,
+    KeepPorts,
+    PolicyAnswer,
+    PortAttached,
+    node_topic,
+)
 from appliance.model import AttachedPort, NetworkSpec, NetworkState, PortSpec
+from appliance.network import role as network_role
 from tests.chain.conftest import MakeChain
 from tests.chain.harness import Chain
 
@@ -278,3 +291,38 @@ def test_what_cannot_be_repaired_is_said_once(
     damage.append("The sky is down.")
     datapath().repair()
     assert sum("The sky is down." in one.message for one in caplog.records) == 2
+
+
+def test_who_waits_for_rules_learns_that_the_network_role_is_silent(
+    make_chain: MakeChain, datapath: GetDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question within has less time than the one around it, though it waits in a line."""
+    chain = make_chain(**IMPATIENT, **RARELY)
+    instance_id = run(chain)
+    (port_id,) = port_ids(chain)
+    network_id = datapath()._network_of(port_id)
+    over, asked = threading.Event(), threading.Event()
+
+    def silent(_parts: object, _question: GetPolicy) -> PolicyAnswer:
+        asked.set()
+        over.wait(20)
+        raise Unavailable("It is over.")
+
+    monkeypatch.setattr(datapath_policy, "FRESH_S", 0.0)
+    monkeypatch.setattr(network_role, "get_policy", silent)
+    question = GuardPort(instance_id=instance_id, port_id=port_id)
+    topic = node_topic("datapath", chain.node.node_id)
+
+    def refresh() -> None:
+        with contextlib.suppress(Unavailable):
+            datapath().policies.refresh(network_id)
+
+    other = threading.Thread(target=refresh)
+    other.start()
+    try:
+        assert asked.wait(10)
+        with pytest.raises(Unavailable, match="network did not answer GetPolicy"):
+            chain.node.bus.call(topic, question, Done, chain.config.bus.call_deadline_s)
+    finally:
+        over.set()
+        other.join(10)
