@@ -63,6 +63,9 @@ REMOVED_HINT = "`anynode join` with a new token makes it a node again."
 WORKING_ROLE = "compute"
 """The role that works on instances, in the lanes of the node."""
 
+HEARTBEAT = "heartbeat"
+"""The name of the periodic work that tells the cluster how this node is."""
+
 
 class Vital(Struct, frozen=True, kw_only=True):
     """How a node is; ``problems`` say by role why one does not run."""
@@ -332,6 +335,7 @@ class Node:
             if self._was_removed():
                 self._leave()
                 return
+            before = self.vital()
             has_store = self._store is not None
             needs_store = bool(STORE_ROLES.intersection(config.node.roles))
             is_same = _without_roles(config) == _without_roles(self.config)
@@ -340,6 +344,12 @@ class Node:
                 self._follow_roles()
             else:
                 self._begin_anew(config)
+            if self.vital() != before:
+                self._hurry(HEARTBEAT)
+
+    def _hurry(self, work: str) -> None:
+        for rounds in self._rounds.values():
+            rounds.hurry(work)
 
     def _was_removed(self) -> bool:
         return self.cluster is not None and self.cluster.removal is not None

@@ -18,6 +18,7 @@ class Rounds:
     def __init__(self) -> None:
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._turns: list[tuple[str, threading.Event]] = []
 
     @property
     def threads(self) -> Sequence[threading.Thread]:
@@ -27,8 +28,15 @@ class Rounds:
     def begin(self, periodic: Periodic) -> None:
         """Do a piece of work from now on, for the first time after its interval."""
 
+        turn = threading.Event()
+        self._turns.append((periodic.name, turn))
+
         def loop() -> None:
-            while not self._ending.wait(periodic.every_s):
+            while True:
+                turn.wait(periodic.every_s)
+                turn.clear()
+                if self._ending.is_set():
+                    return
                 try:
                     periodic.run()
                 except AnynodeError as error:
@@ -40,6 +48,14 @@ class Rounds:
         self._threads.append(thread)
         thread.start()
 
+    def hurry(self, name: str) -> None:
+        """Do the work of that name now, or once more where it is under way; none is no error."""
+        for known, turn in self._turns:
+            if known == name:
+                turn.set()
+
     def end(self) -> None:
         """Begin no round any more; those under way go on."""
         self._ending.set()
+        for _, turn in self._turns:
+            turn.set()

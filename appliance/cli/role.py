@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from appliance.store.nodes import NodeStatus
 
 WAIT_S = 60.0
-_POLL_S = 0.2
+_POLL_S = 0.1
 
 
 @click.group(short_help="Move roles between the nodes of a cluster.")

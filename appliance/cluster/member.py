@@ -22,7 +22,7 @@ from appliance.hookspecs import NoSettings, PluginContext, hookimpl
 from appliance.images.store import ImageStore
 from appliance.messages import GetMembers, Heartbeat, Members, MembersChanged, node_topic
 from appliance.model import NodeCapacity
-from appliance.node import WORKING_ROLE, NodeParts
+from appliance.node import HEARTBEAT, WORKING_ROLE, NodeParts
 from appliance.role import Periodic, Role
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,11 @@ api_versions = frozenset({1})
 ASK_EVERY_S = 5.0
 """Seconds between two questions for the list of members, which hints hurry."""
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 """Seconds between two looks at it where a controller is: it gives the hints."""
+
+NOTICE_EVERY_S = 0.1
+"""Seconds after which a hint is followed at most."""
 
 FOLLOW_EVERY_S = 2.0
 """Seconds after which what did not start is tried again."""
@@ -70,9 +73,9 @@ class MemberRole:
             group_topic=MEMBER_ROLE,
             hears={MembersChanged: lambda message: one.heard(message)},
             periodic=(
-                Periodic(name="members", every_s=FOLLOW_EVERY_S / 4, run=one.look),
+                Periodic(name="members", every_s=NOTICE_EVERY_S, run=one.look),
                 Periodic(
-                    name="alive",
+                    name=HEARTBEAT,
                     every_s=parts.config.compute.heartbeat_every_s,
                     run=one.heartbeat,
                 ),

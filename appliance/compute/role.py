@@ -43,7 +43,7 @@ from appliance.model import (
     PowerState,
     Reason,
 )
-from appliance.node import NodeParts
+from appliance.node import HEARTBEAT, NodeParts
 from appliance.role import Periodic, Role
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,7 @@ class ComputeRole:
             calls={ReadConsole: compute.read_console},
             hears={FetchImage: compute.fetch_image},
             periodic=(
-                Periodic(
-                    name="heartbeat", every_s=settings.heartbeat_every_s, run=compute.heartbeat
-                ),
+                Periodic(name=HEARTBEAT, every_s=settings.heartbeat_every_s, run=compute.heartbeat),
                 Periodic(
                     name="inventory", every_s=settings.inventory_every_s, run=compute.inventory
                 ),

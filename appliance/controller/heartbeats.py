@@ -52,11 +52,18 @@ class Heard:
     _told: dict[str, Beat] = field(default_factory=dict)
 
     def add(self, beat: Beat) -> bool:
-        """Note a heartbeat; say whether it is news that a node is alive, or was started."""
+        """Note a heartbeat; say whether it is news: that a node lives, was started, or does else.
+
+        What it does are its roles, those too that do not run.
+        """
         self._waiting[beat.node_id] = beat
-        before = self._written.get(beat.node_id)
+        before, told = self._written.get(beat.node_id), self._told.get(beat.node_id)
         return (
-            before is None or before.boot_id != beat.boot_id or beat.at - before.at > self.silence_s
+            before is None
+            or before.boot_id != beat.boot_id
+            or beat.at - before.at > self.silence_s
+            or told is None
+            or _deeds(told.condition) != _deeds(beat.condition)
         )
 
     def batch(self) -> Batch:
@@ -102,6 +109,11 @@ def _lasting(condition: Condition) -> Condition:
     return replace(condition, capacity=lasting)
 
 
+def _deeds(condition: Condition) -> tuple[object, ...]:
+    """Return what a node does: an operator may be waiting for it."""
+    return condition.roles, condition.problems
+
+
 class Heartbeats:
     """The heartbeats that one controller hears, on their way to the store.
 
@@ -124,7 +136,7 @@ class Heartbeats:
         return max(LEASE_SWEEPS * sweep_s, SHORTEST_LEASE_S)
 
     def hear(self, message: Heartbeat) -> None:
-        """Note that a node is alive; the first heartbeat of one is written at once.
+        """Note that a node is alive; what is news of one is written at once.
 
         One that cannot be written is dropped, as if the node were silent.
         """

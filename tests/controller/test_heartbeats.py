@@ -240,6 +240,16 @@ class TestHeard:
         heard.add(self.beat(TELL_EVERY_S + 1, vcpus=9))
         assert self.told(heard) == {"a"}
 
+    def test_news_is_also_what_a_node_does(self) -> None:
+        heard, other = Heard(30.0), self.beat(1)
+        heard.add(self.beat(0))
+        self.told(heard)
+        does = other._replace(condition=replace(other.condition, roles=("api",)))
+        assert heard.add(does)
+        self.told(heard)
+        assert not heard.add(does)
+        assert heard.add(does._replace(condition=replace(does.condition, problems={"api": "no"})))
+
     def test_what_comes_while_a_batch_is_written_waits_for_the_next(self) -> None:
         heard = Heard(30.0)
         heard.add(self.beat(0))
