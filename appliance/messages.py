@@ -6,10 +6,10 @@ each other. Where there may be many (ports, addresses, block devices) there is a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from appliance.errors import InputError
 from appliance.model import (
@@ -40,6 +40,16 @@ VERSIONS = (1,)
 """The versions of messages that this program understands; senders use what all understand."""
 
 
+Id = Annotated[str, Meta(max_length=64, pattern=r"^[^\x00]*$")]
+"""What names something: of a length that the store has room for."""
+
+Number = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+"""A number that the store has room for."""
+
+MOST_HELD = 10_000
+"""Instances, images or groups that one node holds at most; it can hold no more in one message."""
+
+
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages. ``request_id`` is the id of the API call that set it off.
 
@@ -49,7 +59,7 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     from_hypervisor: ClassVar[bool] = False
 
-    request_id: str = ""
+    request_id: Id = ""
 
     @property
     def lane(self) -> str:
@@ -65,7 +75,7 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class InstanceMessage(Message, frozen=True, kw_only=True):
     """A message about one instance; its messages are handled one after the other."""
 
-    instance_id: str
+    instance_id: Id
 
     @property
     def lane(self) -> str:
@@ -117,11 +127,11 @@ class Report(InstanceMessage, frozen=True, kw_only=True):
 
     from_hypervisor: ClassVar[bool] = True
 
-    node_id: str
-    epoch: int
-    seq: int
-    revision: int
-    state: str
+    node_id: Id
+    epoch: Number
+    seq: Number
+    revision: Number
+    state: Id
     is_asked: bool = True
     reason: Reason | None = None
     entries: tuple[TimelineEntry, ...] = ()
@@ -171,8 +181,8 @@ class Bind(InstanceMessage, frozen=True, kw_only=True):
 
     from_hypervisor: ClassVar[bool] = True
 
-    epoch: int
-    node_id: str
+    epoch: Number
+    node_id: Id
 
 
 class Bound(Message, frozen=True, kw_only=True):
@@ -188,11 +198,11 @@ class Bound(Message, frozen=True, kw_only=True):
 class Holding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One instance as a node holds it."""
 
-    instance_id: str
-    epoch: int
-    seq: int
-    revision: int
-    state: str
+    instance_id: Id
+    epoch: Number
+    seq: Number
+    revision: Number
+    state: Id
 
 
 class Inventory(Message, frozen=True, kw_only=True):
@@ -200,10 +210,10 @@ class Inventory(Message, frozen=True, kw_only=True):
 
     from_hypervisor: ClassVar[bool] = True
 
-    node_id: str
-    boot_id: str
-    holdings: tuple[Holding, ...]
-    images: tuple[str, ...] = ()
+    node_id: Id
+    boot_id: Id
+    holdings: Annotated[tuple[Holding, ...], Meta(max_length=MOST_HELD)]
+    images: Annotated[tuple[Id, ...], Meta(max_length=MOST_HELD)] = ()
 
 
 class Holdings(Message, frozen=True, kw_only=True):
@@ -224,11 +234,11 @@ class GetPolicy(Message, frozen=True, kw_only=True):
 
     from_hypervisor: ClassVar[bool] = True
 
-    node_id: str
-    network_id: str
-    known_revision: int
-    known_group_ids: tuple[str, ...] = ()
-    reach_revision: int | None = None
+    node_id: Id
+    network_id: Id
+    known_revision: Number
+    known_group_ids: Annotated[tuple[Id, ...], Meta(max_length=MOST_HELD)] = ()
+    reach_revision: Number | None = None
 
 
 class PolicyAnswer(Message, frozen=True, kw_only=True):
@@ -247,8 +257,8 @@ class GetMembers(Message, frozen=True, kw_only=True):
 
     from_hypervisor: ClassVar[bool] = True
 
-    node_id: str
-    known_revision: int
+    node_id: Id
+    known_revision: Number
 
 
 class Members(Message, frozen=True, kw_only=True):
@@ -346,7 +356,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
     from_hypervisor: ClassVar[bool] = True
 
-    node_id: str
+    node_id: Id
     boot_id: str
     capacity: NodeCapacity
     offered_vcpus: int

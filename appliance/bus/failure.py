@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 FAILURE = "!"
 """The kind of an answer that is an error; no message has that name."""
 
+LONGEST_TEXT, MOST_CAUSES = 1000, 10
+"""Characters of a text, and texts, that are taken over from who could not answer."""
+
 _KINDS: dict[str, type[AnynodeError]] = {
     kind.__name__: kind
     for kind in vars(errors).values()
@@ -53,9 +56,10 @@ def decode(body: bytes) -> AnynodeError:
     except msgspec.DecodeError:
         return AnynodeError("A question was answered with an error that cannot be read.")
     kind = _KINDS.get(failure.kind, AnynodeError)
-    error = kind(failure.message, hint=failure.hint, code=failure.code)
+    message, hint = failure.message[:LONGEST_TEXT], failure.hint[:LONGEST_TEXT]
+    error = kind(message, hint=hint, code=failure.code[:LONGEST_TEXT])
     cause: BaseException = error
-    for text in failure.causes:
-        cause.__cause__ = AnynodeError(text)
+    for text in failure.causes[:MOST_CAUSES]:
+        cause.__cause__ = AnynodeError(text[:LONGEST_TEXT])
         cause = cause.__cause__
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from appliance.bus import Delivery
+from appliance.controller.reported import fitting
 from appliance.messages import (
     INSTANCE_INITIATED_SHUTDOWN,
     Place,
@@ -11,7 +12,7 @@ from appliance.messages import (
     Wanted,
     node_topic,
 )
-from appliance.model import Desired, InstanceState, Reason, TimelineEntry
+from appliance.model import Desired, InstanceState, Reason
 from appliance.node import NodeParts
 from appliance.store import Transaction, attributes, instances, placements, quotas, timeline
 from appliance.store.instances import Instance
@@ -20,12 +21,13 @@ from appliance.store.placements import Placement
 
 def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
     """Write a report where (epoch, seq) is newer, and confirm it."""
+    message = fitting(message)
 
     def write(tx: Transaction) -> None:
         instance = instances.get(tx, message.instance_id)
         placement = placements.find(tx, message.instance_id, message.epoch)
         if placement and placement.node_id == message.node_id:
-            timeline.record(tx, _own_entries(message))
+            timeline.record(tx, message.entries)
         if (
             instance
             and placement
@@ -43,16 +45,6 @@ def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
             tx.cast(node_topic("compute", message.node_id), confirmation)
 
     delivery.once(write)
-
-
-def _own_entries(message: Report) -> list[TimelineEntry]:
-    """Return what a node may tell: what it did itself, with that very copy of the instance."""
-    return [
-        one
-        for one in message.entries
-        if (one.instance_id, one.epoch) == (message.instance_id, message.epoch)
-        and one.role == "compute"
-    ]
 
 
 def _apply(
