@@ -66,11 +66,6 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The key that keeps messages in sequence; empty where the order does not matter."""
         return ""
 
-    @property
-    def about(self) -> str | None:
-        """What an announcement is about, when one makes those before it needless."""
-        return None
-
 
 class InstanceMessage(Message, frozen=True, kw_only=True):
     """A message about one instance; its messages are handled one after the other."""
@@ -376,14 +371,14 @@ class FetchImage(Message, frozen=True, kw_only=True):
 
 
 class PolicyChanged(Message, frozen=True, kw_only=True):
-    """To nodes: the policy of a network has a new revision; ask for the difference."""
+    """To nodes: the policy of a network has a new revision; ask for the difference.
+
+    ``rest_s`` is for how many seconds more such news may wait after the question.
+    """
 
     network_id: str
     revision: int
-
-    @property
-    def about(self) -> str:
-        return self.network_id
+    rest_s: float = 0.0
 
 
 class MembersChanged(Message, frozen=True, kw_only=True):

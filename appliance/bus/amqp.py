@@ -88,14 +88,15 @@ class AmqpBus:
             unroutable=self._unroutable,
         )
         self._hints = Lanes("hint", 1)
-        self._news = News(world.clock, self._announce_news)
         self._asked: dict[str, _Answers] = {}
         self._lock = threading.Lock()
         self._is_started = self._is_connecting = False
         self._silenced: set[str] = set()
         self._relay: Relay | None = None
+        self._news: News | None = None
         if store is not None:
             self._relay = Relay(store, world, self._publish)
+            self._news = News(store, world.clock, self.announce)
             store.on_commit(self._committed)
 
     def serve(self, role: Role) -> None:
@@ -133,7 +134,8 @@ class AmqpBus:
     def stop(self, deadline_s: float) -> None:
         self._intake.stop(deadline_s)
         self._hints.stop(deadline_s)
-        self._news.stop(deadline_s)
+        if self._news:
+            self._news.stop(deadline_s)
         if self._relay:
             self._relay.stop(deadline_s)
         self._link.stop(deadline_s)
@@ -291,12 +293,16 @@ class AmqpBus:
             for row in transaction.casts:
                 self._relay.take(row)
         for topic, message in transaction.announcements:
-            self._news.tell(topic, message)
+            self._announce_hint(topic, message)
+        if self._news:
+            for about, read in transaction.news.items():
+                self._news.tell(about, read)
 
-    def _announce_news(self, topic: str, message: Message) -> None:
+    def _announce_hint(self, topic: str, message: Message) -> None:
         try:
             self.announce(topic, message)
         except AnynodeError as error:
+            # It is committed, and whoever has committed it is not to blame.
             log.error("could not announce %s: %s", type(message).__name__, error)
 
     # -- receiving ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from appliance.bus.intake import Arrival, Intake
 from appliance.errors import Unavailable
 from appliance.messages import DeadLetter, Message, encode
 from appliance.role import Role
-from appliance.store import OutboxRow, Store, Transaction
+from appliance.store import Announcement, OutboxRow, Store, Transaction
 from appliance.store import outbox as outbox_table
 from appliance.world import World
 
@@ -117,6 +117,17 @@ class LocalBus:
             if row.topic in served:
                 self._accept(row)
         for topic, message in transaction.announcements:
+            self.announce(topic, message)
+        for about, read in transaction.news.items():
+            self._announce_news(about, read)
+
+    def _announce_news(self, about: str, read: Callable[[Transaction], Announcement]) -> None:
+        try:
+            announcement = self._store.read(read)
+        except Unavailable as error:
+            log.warning("could not announce the %s: %s", about, error)
+            return
+        for topic, message in announcement.messages:
             self.announce(topic, message)
 
     def _accept(self, row: OutboxRow) -> None:

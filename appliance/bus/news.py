@@ -1,4 +1,4 @@
-"""Announcements that follow commits: the first at once, and of many that follow the last.
+"""Announcements that are read when they are sent: the first at once, many that follow as one.
 
 A network of a hundred nodes is told of each launch; what they do about ten at once they may do
 about the last.
@@ -6,86 +6,93 @@ about the last.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
+from appliance.errors import AnynodeError
 from appliance.messages import Message
+from appliance.store import Announcement, Store, Transaction
 from appliance.world import Clock
 
-REST_S = 0.5
-"""Seconds after an announcement for which others about the same wait."""
+log = logging.getLogger(__name__)
 
-_About = tuple[str, str, str]
+Read = Callable[[Transaction], Announcement]
 
 
 class News:
-    """Sends announcements.
+    """Sends what was to be announced later, on a thread of its own.
 
-    :param send: sends one now; it does not fail.
+    :param send: sends one announcement now.
     """
 
-    def __init__(self, clock: Clock, send: Callable[[str, Message], None]) -> None:
+    def __init__(self, store: Store, clock: Clock, send: Callable[[str, Message], None]) -> None:
+        self._store = store
         self._clock = clock
         self._send = send
-        self._rests_until: dict[_About, float] = {}
-        self._waiting: dict[_About, tuple[str, Message]] = {}
+        self._rests_until: dict[str, float] = {}
+        self._waiting: dict[str, Read] = {}
         self._changed = threading.Condition()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
 
-    def tell(self, topic: str, message: Message) -> None:
-        """Send an announcement now, or after a rest with what else comes about the same."""
-        if message.about is None:
-            self._send(topic, message)
-            return
-        about = (topic, type(message).__name__, message.about)
-        now = self._clock.monotonic()
+    def tell(self, about: str, read: Read) -> None:
+        """Announce something now, or after a rest with what else comes about the same."""
         with self._changed:
-            if now < self._rests_until.get(about, now):
-                self._waiting[about] = (topic, message)
-                self._begin()
-                self._changed.notify()
-                return
-            self._rests_until[about] = now + REST_S
-        self._send(topic, message)
+            self._waiting[about] = read
+            if self._thread is None and not self._is_stopping:
+                self._thread = threading.Thread(target=self._loop, name="news", daemon=True)
+                self._thread.start()
+            self._changed.notify()
 
     def stop(self, deadline_s: float) -> None:
-        """Send what waits, and end. Safe to repeat."""
+        """Announce what waits, and end. Safe to repeat."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
         if self._thread:
             self._thread.join(deadline_s)
 
-    def _begin(self) -> None:
-        if self._thread is None and not self._is_stopping:
-            self._thread = threading.Thread(target=self._loop, name="news", daemon=True)
-            self._thread.start()
-
     def _loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_stopping)
-                self._changed.wait_for(lambda: self._is_stopping, REST_S / 4)
-                due = self._due()
-                is_last = self._is_stopping
-            for topic, message in due:
-                self._send(topic, message)
+                while not (self._is_stopping or self._is_any_due()):
+                    self._changed.wait(self._left_s())
+                is_last, due = self._is_stopping, self._take_due()
+            for about, read in due.items():
+                self._announce(about, read)
             if is_last:
                 return
 
-    def _due(self) -> list[tuple[str, Message]]:
+    def _is_any_due(self) -> bool:
+        left_s = self._left_s()
+        return left_s is not None and left_s <= 0
+
+    def _left_s(self) -> float | None:
+        """Return the seconds until something is due; ``None`` while nothing waits."""
         now = self._clock.monotonic()
-        rested = [one for one, until in self._rests_until.items() if until <= now]
-        due = []
-        for about in rested:
-            waiting = self._waiting.pop(about, None)
-            if waiting is None:
-                del self._rests_until[about]
-            else:
-                self._rests_until[about] = now + REST_S
-                due.append(waiting)
-        if self._is_stopping:
-            due += self._waiting.values()
-            self._waiting.clear()
+        return min((self._rests_until.get(one, now) - now for one in self._waiting), default=None)
+
+    def _take_due(self) -> dict[str, Read]:
+        now = self._clock.monotonic()
+        self._rests_until = {one: until for one, until in self._rests_until.items() if until > now}
+        due = {
+            about: read
+            for about, read in self._waiting.items()
+            if self._is_stopping or about not in self._rests_until
+        }
+        for about in due:
+            del self._waiting[about]
         return due
+
+    def _announce(self, about: str, read: Read) -> None:
+        try:
+            announcement = self._store.read(read)
+            for topic, message in announcement.messages:
+                self._send(topic, message)
+        except AnynodeError as error:
+            # Whoever waits for it asks by himself before long.
+            log.warning("could not announce the %s: %s", about, error)
+            return
+        with self._changed:
+            self._rests_until[about] = self._clock.monotonic() + announcement.rest_s

@@ -20,7 +20,10 @@ FRESH_S = 1.0
 """Seconds for which a policy that has a port is not asked for again to guard the port."""
 
 REST_S = 1.0
-"""Seconds after a question about a policy for which news of it waits: many come as one then."""
+"""Seconds after a question about a policy for which news of it waits: many come as one then.
+
+It is longer where the news says so.
+"""
 
 
 class PolicyKeeper:
@@ -47,6 +50,7 @@ class PolicyKeeper:
         self._policies: dict[str, NetworkPolicy] = {}
         self._asked_at: dict[str, float] = {}
         self._heard_of: dict[str, int] = {}
+        self._rests_s: dict[str, float] = {}
         self._locks: dict[str, threading.RLock] = {}
         self._guard = threading.Lock()
 
@@ -91,7 +95,7 @@ class PolicyKeeper:
             if answer.reach is not None:
                 self._reach.update(network_id, answer.reach)
 
-    def hear(self, network_id: str, revision: int) -> None:
+    def hear(self, network_id: str, revision: int, rest_s: float = 0.0) -> None:
         """Catch up with news: at once, or with others that come while its network rests.
 
         Each launch is news to all nodes of its network. What is wanted now is asked for by
@@ -103,6 +107,7 @@ class PolicyKeeper:
             if network_id not in self._asked_at:
                 return
             self._heard_of[network_id] = max(revision, self._heard_of.get(network_id, revision))
+            self._rests_s[network_id] = max(rest_s, REST_S)
         if self._has_rested(network_id):
             self._catch_up(network_id)
 
@@ -116,7 +121,8 @@ class PolicyKeeper:
                     log.warning("news of %s could not be followed: %s", network_id, error)
 
     def _has_rested(self, network_id: str) -> bool:
-        return self._clock.monotonic() - self._asked_at[network_id] >= REST_S
+        rest_s = self._rests_s.get(network_id, REST_S)
+        return self._clock.monotonic() - self._asked_at[network_id] >= rest_s
 
     def _catch_up(self, network_id: str) -> None:
         """Bring the firewall to the revision that was heard of, or a later one."""

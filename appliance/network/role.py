@@ -12,7 +12,15 @@ from appliance.messages import Bind, Bound, GetPolicy, PolicyAnswer
 from appliance.model import Desired, ImageGrant, TimelineEntry
 from appliance.node import NodeParts
 from appliance.role import Role
-from appliance.store import Transaction, image_locations, instances, placements, policy, timeline
+from appliance.store import (
+    Transaction,
+    confirmations,
+    image_locations,
+    instances,
+    placements,
+    policy,
+    timeline,
+)
 
 api_versions = frozenset({1})
 
@@ -105,17 +113,18 @@ def get_policy(parts: NodeParts, question: GetPolicy) -> PolicyAnswer:
 
     Nodes ask every few seconds; that nothing has changed is found out without a write. What has
     is read apart from what is noted: so it stands in no launch's way, and none in its.
+
+    :raises NotFound: there is no such network, or the node holds nothing in it.
     """
 
-    def look(tx: Transaction) -> tuple[int | None, PolicyAnswer]:
-        if policy.is_current(tx, question):
-            return policy.in_force(question), PolicyAnswer()
-        return policy.confirmed(tx, question), policy.answer(tx, question)
+    def look(tx: Transaction) -> tuple[PolicyAnswer, bool, bool]:
+        found = confirmations.standing(tx, question)
+        is_due = confirmations.is_due(tx, question, found)
+        return policy.answer(tx, question, found), is_due, found.confirmed is None
 
     store = parts.need_store()
-    confirmed, answer = store.read(look)
-    if confirmed == policy.in_force(question):
-        return answer
-    store.transaction(lambda tx: policy.confirm(tx, question))
+    answer, is_due, is_first = store.read(look)
+    if is_due:
+        store.transaction(lambda tx: confirmations.confirm(tx, question))
     # Whoever was not told of changes yet may have missed one between the two.
-    return answer if confirmed is not None else store.read(look)[1]
+    return store.read(look)[0] if is_first else answer

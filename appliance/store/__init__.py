@@ -51,6 +51,13 @@ _HINT = "Look for a process that holds it, then try again."
 _AWAY_HINT = "Look whether its server runs, and whether this node reaches it."
 
 
+class Announcement(NamedTuple):
+    """What is announced to whom, and for how many seconds the next about the same may wait."""
+
+    messages: Sequence[tuple[str, Message]]
+    rest_s: float = 0.0
+
+
 class OutboxRow(NamedTuple):
     """A cast that was written in a transaction and awaits its way to the topic."""
 
@@ -73,6 +80,7 @@ class Transaction:
         self.now = world.clock.now()
         self.casts: list[OutboxRow] = []
         self.announcements: list[tuple[str, Message]] = []
+        self.news: dict[str, Callable[[Transaction], Announcement]] = {}
         self.wrote = False
 
     def execute(
@@ -95,6 +103,15 @@ class Transaction:
     def announce(self, topic: str, message: Message) -> None:
         """Announce something once this transaction has committed; it may get lost."""
         self.announcements.append((topic, message))
+
+    def announce_later(self, about: str, read: Callable[[Transaction], Announcement]) -> None:
+        """Announce what ``read`` finds once this transaction has committed; it may get lost.
+
+        It reads in a view of its own, and once for several transactions that come together.
+
+        :param about: what two that say the same have in common.
+        """
+        self.news[about] = read
 
     @property
     def is_sqlite(self) -> bool:
@@ -134,7 +151,7 @@ class Store:
         return self._engine
 
     def on_commit(self, listener: Callable[[Transaction], None]) -> None:
-        """Call ``listener`` after each commit with casts or announcements."""
+        """Call ``listener`` after each commit with casts, announcements or news."""
         self._listeners.append(listener)
 
     def transaction(self, work: Callable[[Transaction], T]) -> T:
@@ -159,7 +176,7 @@ class Store:
                 return transaction, answer
 
         transaction, answer = self._until_accepted("transaction", attempt)
-        if transaction.casts or transaction.announcements:
+        if transaction.casts or transaction.announcements or transaction.news:
             for listener in self._listeners:
                 listener(transaction)
         return answer

@@ -202,12 +202,16 @@ _WITH_ADDRESSES = (
     select(networks.c.zone, networks.c.id)
     .where(
         networks.c.is_default.is_(True),
+        # Not EXISTS: PostgreSQL would look at all addresses that there are, and not for the first.
         select(addresses.c.address)
         .where(
             addresses.c.network_id == networks.c.id,
             is_free(addresses, networks.c.id, _SINCE),
         )
-        .exists(),
+        .order_by(addresses.c.position)
+        .limit(1)
+        .scalar_subquery()
+        .is_not(None),
     )
     .order_by(networks.c.zone)
 )
@@ -226,11 +230,7 @@ def _allocation() -> ReturningUpdate[tuple[str]]:
     )
     return (
         update(addresses)
-        .where(
-            addresses.c.network_id == network_id,
-            addresses.c.address == first_free,
-            addresses.c.port_id.is_(None),
-        )
+        .where(addresses.c.network_id == network_id, addresses.c.address == first_free)
         .values(port_id=bindparam("for_port"))
         .returning(addresses.c.address)
     )

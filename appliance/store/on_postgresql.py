@@ -39,6 +39,12 @@ CONNECT_S = 3
 POOL_SIZE = 16
 MORE_AT_TIMES = 10
 
+PREPARED_AFTER = 1
+"""Times a connection runs a statement before the server keeps its plan."""
+
+MOST_PREPARED = 500
+"""Plans that a connection keeps: more than there are statements on the way of a launch."""
+
 # A snapshot is all that a read needs, and unlike SERIALIZABLE it never fails a writer.
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_WRITE = b"BEGIN ISOLATION LEVEL SERIALIZABLE"
@@ -145,6 +151,7 @@ def make_engine(url: URL, *, patience_s: float) -> Engine:
         pool_size=POOL_SIZE,
         max_overflow=MORE_AT_TIMES,
         pool_timeout=patience_s,
+        pool_use_lifo=True,
         hide_parameters=True,
         use_native_hstore=False,
     )
@@ -188,6 +195,8 @@ def connect(*arguments: Any, **parameters: Any) -> PatientConnection:
     except psycopg.OperationalError as error:
         raise NotReached(str(error).partition("\n")[0]) from error
     connection.answer_s = ANSWER_S
+    connection.prepare_threshold = PREPARED_AFTER
+    connection.prepared_max = MOST_PREPARED
     return connection
 
 

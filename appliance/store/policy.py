@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import bindparam, delete, exists, insert, or_, select, update
 
@@ -22,8 +23,9 @@ from appliance.model import (
     PolicyDelta,
     tap_name,
 )
-from appliance.store import Transaction, reach
+from appliance.store import Announcement, Transaction, reach
 from appliance.store import networks as network_rows
+from appliance.store.confirmations import Standing
 from appliance.store.schema import (
     addresses,
     networks,
@@ -40,6 +42,11 @@ from appliance.store.schema import (
 KEPT_CHANGES = 2000
 """Revisions after which a node that missed them gets the whole policy instead."""
 
+REST_S = 1.0
+"""Seconds for which news of a policy waits after news before it, and a node after its question."""
+
+ASKED_PER_S = 50
+"""Nodes that may ask about a network within a second, while its news goes on: more rest longer."""
 
 _BUMP = (
     update(networks)
@@ -56,25 +63,6 @@ _CHANGES_SINCE = (
     )
     .order_by(policy_changes.c.id)
 )
-_IS_CURRENT = (
-    select(policy_confirmations.c.revision)
-    .join(networks, networks.c.id == policy_confirmations.c.network_id)
-    .where(
-        policy_confirmations.c.network_id == bindparam("network_id"),
-        policy_confirmations.c.node_id == bindparam("node_id"),
-        policy_confirmations.c.revision == bindparam("revision"),
-        networks.c.policy_revision == bindparam("revision"),
-    )
-)
-_OF_NODE = (policy_confirmations.c.network_id == bindparam("in_network")) & (
-    policy_confirmations.c.node_id == bindparam("of_node")
-)
-_CONFIRMED = select(policy_confirmations.c.revision).where(_OF_NODE)
-_CONFIRM = (
-    update(policy_confirmations)
-    .where(_OF_NODE, policy_confirmations.c.revision != bindparam("known"))
-    .values(revision=bindparam("known"))
-)
 _PORTS_ON_NODE = (
     select(ports.c.id, ports.c.mac)
     .join(placements, placements.c.instance_id == ports.c.instance_id)
@@ -90,10 +78,10 @@ _THESE_ON_NODE = _PORTS_ON_NODE.where(ports.c.id.in_(bindparam("port_ids", expan
 # By nodes, and not by ports, of which there may be a thousand times as many. One whose last port
 # has just gone still has the policy in force, and must learn that.
 _HOLDERS = (
-    select(networks.c.id.label("network_id"), nodes.c.id.label("node_id"))
+    select(networks.c.policy_revision, nodes.c.id)
     .select_from(networks.join(nodes, nodes.c.removed_at.is_(None)))
     .where(
-        networks.c.id.in_(bindparam("network_ids", expanding=True)),
+        networks.c.id == bindparam("network_id"),
         or_(
             exists()
             .where(
@@ -128,10 +116,6 @@ _SOURCES_OF = (
 )
 
 
-NOTHING = -1
-"""The revision of a node that has asked for a policy, and has none in force yet."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One change: of ``rules`` of a group, of a ``port``, or a member ``joined`` or ``left``."""
@@ -144,7 +128,7 @@ class Change:
 def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str, int]:
     """Write changes under a new revision of the VPC's networks; return the new revisions.
 
-    The nodes that hold ports of these networks are told after COMMIT.
+    The nodes that hold ports of these networks are told after COMMIT; see :func:`news`.
     """
     rows = list(changes)
     if not rows:
@@ -168,10 +152,29 @@ def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str
     for network_id, revision in revisions.items():
         if revision % 100 == 0:
             _forget_old(tx, network_id, revision - KEPT_CHANGES)
-    for row in tx.execute(_HOLDERS, {"network_ids": list(revisions)}):
-        news = PolicyChanged(network_id=row.network_id, revision=revisions[row.network_id])
-        tx.announce(node_topic("datapath", row.node_id), news)
+        tx.announce_later(f"policy of {network_id}", partial(news, network_id=network_id))
     return revisions
+
+
+def news(tx: Transaction, network_id: str) -> Announcement:
+    """Return what the nodes that hold ports of a network are told: its revision of now.
+
+    Each launch is news to all of them, and each of them asks: the more there are, the more of it
+    comes as one.
+    """
+    holders = tx.execute(_HOLDERS, {"network_id": network_id}).all()
+    rest_s = max(REST_S, len(holders) / ASKED_PER_S)
+    return Announcement(
+        [
+            (
+                node_topic("datapath", row.id),
+                PolicyChanged(network_id=network_id, revision=row.policy_revision, rest_s=rest_s),
+            )
+            for row in holders
+        ],
+        # A node that rested waits for no news that rests itself.
+        rest_s / 2,
+    )
 
 
 def _forget_old(tx: Transaction, network_id: str, revision: int) -> None:
@@ -193,73 +196,32 @@ def node_moved(tx: Transaction, node_id: str) -> None:
         changed(tx, vpc_id, [Change(kind="port", subject=port_id) for port_id in port_ids])
 
 
-def is_current(tx: Transaction, question: GetPolicy) -> bool:
-    """Say whether a node has the policy of today in force, and that is written down."""
-    if question.reach_revision not in (None, question.known_revision):
-        return False
-    values = {
-        "network_id": question.network_id,
-        "node_id": question.node_id,
-        "revision": question.known_revision,
-    }
-    return tx.execute(_IS_CURRENT, values).first() is not None
-
-
-def answer(tx: Transaction, question: GetPolicy) -> PolicyAnswer:
-    """Return what a node must change to enforce the policy of today; only reads.
-
-    :raises NotFound: there is no such network.
-    """
-    network, revision = network_rows.with_revision(tx, question.network_id)
-    known, reached, node_id = question.known_revision, question.reach_revision, question.node_id
+def answer(tx: Transaction, question: GetPolicy, found: Standing) -> PolicyAnswer:
+    """Return what a node must change to enforce the policy of today; only reads."""
+    network, revision, node_id = found.network, found.revision, question.node_id
+    known, reached = question.known_revision, question.reach_revision
     policy = delta = remotes = None
+    changes: list[Change] = []
     if known != revision:
         if _is_too_old(known, revision):
             policy = _whole(tx, network, revision, node_id)
         else:
-            delta = _difference(tx, network, revision, question)
+            changes = _changes_since(tx, network.network_id, known)
+            delta = _difference(tx, network, revision, question, changes)
     if reached is not None and reached != revision:
         if _is_too_old(reached, revision):
             remotes = reach.whole(tx, network.network_id, revision, node_id)
         else:
-            remotes = reach.difference(tx, network.network_id, reached, revision, node_id)
+            if reached != known:
+                changes = _changes_since(tx, network.network_id, reached)
+            moved = {change.subject for change in changes if change.kind == "port"}
+            remotes = reach.difference(tx, network.network_id, moved, revision, node_id)
     return PolicyAnswer(policy=policy, delta=delta, reach=remotes)
 
 
 def _is_too_old(known: int, revision: int) -> bool:
     """Say whether what has changed since is not known any more, or never was."""
     return known < max(revision - KEPT_CHANGES + 100, 0) or known > revision
-
-
-def confirmed(tx: Transaction, question: GetPolicy) -> int | None:
-    """Return the revision that the node is known to have in force; ``None``: it never asked."""
-    of_node = {"in_network": question.network_id, "of_node": question.node_id}
-    found: int | None = tx.execute(_CONFIRMED, of_node).scalar()
-    return found
-
-
-def in_force(question: GetPolicy) -> int:
-    """Return the revision that a node has in force, as its question says."""
-    known, reached = question.known_revision, question.reach_revision
-    if known < 0 or (reached is not None and reached < 0):
-        # It has nothing in force yet, and from now on must learn of every change.
-        return NOTHING
-    # A freed address is issued again only when no node sends its frames elsewhere.
-    return known if reached is None else min(known, reached)
-
-
-def confirm(tx: Transaction, question: GetPolicy) -> None:
-    """Write down what a node has in force; from then on it is told of changes. Safe to repeat."""
-    of_node = {"in_network": question.network_id, "of_node": question.node_id}
-    known = in_force(question)
-    if tx.execute(_CONFIRM, {**of_node, "known": known}).rowcount:
-        return
-    if confirmed(tx, question) is None:
-        tx.execute(
-            insert(policy_confirmations).values(
-                network_id=question.network_id, node_id=question.node_id, revision=known
-            )
-        )
 
 
 def whole(tx: Transaction, network_id: str, node_id: str) -> NetworkPolicy:
@@ -278,9 +240,12 @@ def _whole(tx: Transaction, network: NetworkSpec, revision: int, node_id: str) -
 
 
 def _difference(
-    tx: Transaction, network: NetworkSpec, revision: int, question: GetPolicy
+    tx: Transaction,
+    network: NetworkSpec,
+    revision: int,
+    question: GetPolicy,
+    rows: Iterable[Change],
 ) -> PolicyDelta:
-    rows = _changes_since(tx, network.network_id, question.known_revision)
     port_ids = {row.subject for row in rows if row.kind == "port"}
     touched = _ports_on_node(tx, network.network_id, question.node_id, port_ids)
     known = set(question.known_group_ids)

@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, select
 from appliance.model import NetworkReach, RemotePort
 from appliance.store import Transaction
 from appliance.store import networks as network_rows
-from appliance.store.schema import networks, nodes, placements, policy_changes, ports
+from appliance.store.schema import networks, nodes, placements, ports
 
 _PLACED = (
     select(ports.c.id, ports.c.mac, placements.c.node_id, nodes.c.address)
@@ -24,15 +24,6 @@ _PLACED = (
     .order_by(placements.c.epoch)
 )
 _THESE_PLACED = _PLACED.where(ports.c.id.in_(bindparam("port_ids", expanding=True)))
-_CHANGED = (
-    select(policy_changes.c.subject)
-    .where(
-        policy_changes.c.network_id == bindparam("network_id"),
-        policy_changes.c.revision > bindparam("revision"),
-        policy_changes.c.kind == "port",
-    )
-    .distinct()
-)
 _PORTS_OF_NODE = (
     select(ports.c.id, networks.c.vpc_id)
     .join(placements, placements.c.instance_id == ports.c.instance_id)
@@ -53,11 +44,9 @@ def whole(tx: Transaction, network_id: str, revision: int, node_id: str) -> Netw
 
 
 def difference(
-    tx: Transaction, network_id: str, since: int, revision: int, node_id: str
+    tx: Transaction, network_id: str, changed: set[str], revision: int, node_id: str
 ) -> NetworkReach:
-    """Return what has changed of them since a revision; costs what has changed."""
-    asked = {"network_id": network_id, "revision": since}
-    changed = set(tx.execute(_CHANGED, asked).scalars())
+    """Return where ports are that have changed; costs what has changed."""
     if not changed:
         return NetworkReach(revision=revision)
     these = {"network_id": network_id, "port_ids": list(changed)}

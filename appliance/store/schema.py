@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -266,7 +267,13 @@ addresses = Table(
     Column("is_reserved", Boolean, nullable=False, default=False),
     _time("freed_at", nullable=False, default=0.0),
     Column("freed_revision", BigInteger, nullable=False, default=0),
-    Index(None, "network_id", "port_id", "position"),
+    Index(
+        "ix_addresses_unused",
+        "network_id",
+        "position",
+        postgresql_where=text("port_id IS NULL"),
+        sqlite_where=text("port_id IS NULL"),
+    ),
 )
 
 security_groups = Table(

@@ -24,12 +24,13 @@ __all__ = ["CODES", "Patience", "check", "errors", "fix", "wait"]
 class Patience:
     """How long something may last before it is a finding, in seconds.
 
-    ``look_again_s`` lies between the two looks at a node that runs.
+    ``look_again_s`` lies between the two looks at a node that runs: more than news of a policy
+    may wait for.
     """
 
     progress_s: float = 120.0
     message_s: float = 60.0
-    look_again_s: float = 1.5
+    look_again_s: float = 3.0
 
 
 USUAL = Patience()

@@ -163,6 +163,8 @@ class Front:
         for row in transaction.casts:
             self.bus.casts.append((row.topic, decode(row.kind, row.body)))
         self.bus.casts.extend(transaction.announcements)
+        for read in transaction.news.values():
+            self.bus.casts.extend(self.store.read(read).messages)
 
     def enforce_policy(self) -> None:
         """Let the node have the policies of all networks in force, so that it hears of changes."""

@@ -140,7 +140,8 @@ def test_rules_reach_the_node_that_enforces_them(life: Life) -> None:
     ids = [each["InstanceId"] for each in reply["Instances"]]
     ec2.get_waiter("instance_running").wait(InstanceIds=ids, WaiterConfig=QUICK)
     heard: list[Any] = []
-    life.chain.node.store.on_commit(lambda tx: heard.extend(tx.announcements))
+    store = life.chain.node.store
+    store.on_commit(lambda tx: heard.extend(tx.news.values()))
     rule = {
         "IpProtocol": "tcp",
         "FromPort": 80,
@@ -148,7 +149,8 @@ def test_rules_reach_the_node_that_enforces_them(life: Life) -> None:
         "IpRanges": [{"CidrIp": "0.0.0.0/0"}],
     }
     ec2.authorize_security_group_ingress(GroupName="default", IpPermissions=[rule])
-    assert [type(message) for _, message in heard] == [PolicyChanged]
+    [read] = heard
+    assert [type(message) for _, message in store.read(read).messages] == [PolicyChanged]
 
 
 def test_a_launch_that_fits_nowhere_says_why(life: Life) -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from appliance.messages import GetPolicy
-from appliance.store import Transaction, networks, policy
+from appliance.store import Transaction, confirmations, networks, policy
 from appliance.store import nodes as node_rows
 from appliance.store.nodes import Node
 from appliance.store.schema import nodes, placements, ports
@@ -89,7 +89,8 @@ def test_a_restarted_node_asks_anew(chain: Chain) -> None:
             known_revision=revision,
             reach_revision=revision,
         )
-        return chain.node.store.read(lambda tx: policy.is_current(tx, question))
+        found = chain.node.store.read(lambda tx: confirmations.standing(tx, question))
+        return found.confirmed == found.revision == revision
 
     wait_until(is_confirmed, "rules and reach are confirmed")
 

@@ -10,9 +10,18 @@ from sqlalchemy import select
 
 from appliance.controller import lost
 from appliance.errors import Conflict
-from appliance.messages import GetPolicy
+from appliance.messages import GetPolicy, PolicyAnswer
 from appliance.model import Desired, InstanceState, Phase, Reason
-from appliance.store import Transaction, instances, networks, nodes, placements, policy, wishes
+from appliance.store import (
+    Transaction,
+    confirmations,
+    instances,
+    networks,
+    nodes,
+    placements,
+    policy,
+    wishes,
+)
 from appliance.store.instances import Instance
 from appliance.store.schema import addresses, node_claims, node_status, quotas
 from appliance.store.schema import placements as placement_rows
@@ -165,7 +174,14 @@ def test_evacuated_its_ports_are_taken_from_the_old_node(site: Site, running: st
     def question(revision: int) -> GetPolicy:
         return GetPolicy(node_id="node-a", network_id=site.network_id, known_revision=revision)
 
-    before = site.store.read(lambda tx: policy.answer(tx, question(-1))).policy
+    def ask(revision: int) -> PolicyAnswer:
+        asked = question(revision)
+        return site.store.read(
+            lambda tx: policy.answer(tx, asked, confirmations.standing(tx, asked))
+        )
+
+    before = ask(-1).policy
+    site.store.transaction(lambda tx: confirmations.confirm(tx, question(-1)))
     assert before is not None
     (port,) = before.ports
     site.store.transaction(
@@ -173,7 +189,7 @@ def test_evacuated_its_ports_are_taken_from_the_old_node(site: Site, running: st
     )
     done, _ = evacuate(site)
     assert done.stopped == (running,)
-    delta = site.store.read(lambda tx: policy.answer(tx, question(before.revision))).delta
+    delta = ask(before.revision).delta
     assert delta is not None
     assert delta.removed_port_ids == (port.port_id,)
 

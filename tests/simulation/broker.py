@@ -16,7 +16,7 @@ from appliance.bus import relay
 from appliance.errors import AnynodeError, InputError, Stale, Unavailable, cause_chain
 from appliance.messages import DeadLetter, Message, decode, encode
 from appliance.role import Role
-from appliance.store import OutboxRow, Transaction, handled
+from appliance.store import Announcement, OutboxRow, Transaction, handled
 from appliance.store import outbox as outbox_table
 from tests.simulation.loop import Loop
 
@@ -269,6 +269,12 @@ class SimulatedBus:
         for row in transaction.casts:
             self._publish(row)
         for topic, message in transaction.announcements:
+            self.announce(topic, message)
+        for read in transaction.news.values():
+            self._process.guard(partial(self._announce_news, read))
+
+    def _announce_news(self, read: Callable[[Transaction], Announcement]) -> None:
+        for topic, message in self._process.need_store().read(read).messages:
             self.announce(topic, message)
 
     def _publish(self, row: OutboxRow) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.errors import Conflict, InputError, NotFound
 from appliance.messages import GetPolicy
-from appliance.store import Transaction, networks, policy
+from appliance.store import Transaction, confirmations, networks, policy
 from tests.store.conftest import Site, make_site
 
 
@@ -80,7 +80,7 @@ def test_a_freed_address_is_given_when_every_node_has_confirmed(small: Site) -> 
 
     def confirm(node_id: str, revision: int) -> None:
         question = GetPolicy(node_id=node_id, network_id=small.network_id, known_revision=revision)
-        small.store.transaction(lambda tx: policy.confirm(tx, question))
+        small.store.transaction(lambda tx: confirmations.confirm(tx, question))
 
     confirm("n1", 0)
     confirm("n2", 0)

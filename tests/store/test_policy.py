@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -15,9 +16,17 @@ from hypothesis.stateful import (
 )
 
 from appliance.firewall.policy import apply_delta
-from appliance.messages import GetPolicy, node_topic
+from appliance.messages import GetPolicy, PolicyChanged, node_topic
 from appliance.model import NetworkPolicy
-from appliance.store import Transaction, attributes, groups, placements, policy
+from appliance.store import (
+    Transaction,
+    attributes,
+    confirmations,
+    groups,
+    networks,
+    placements,
+    policy,
+)
 from appliance.store import instances as instance_rows
 from appliance.store.groups import Group, Match
 from tests.store.conftest import Site, claim_room, make_site
@@ -132,8 +141,10 @@ class Policies(RuleBasedStateMachine):
             known_revision=known.revision if known else -1,
             known_group_ids=tuple(group.group_id for group in known.groups) if known else (),
         )
-        self.site.store.transaction(lambda tx: policy.confirm(tx, question))
-        answer = self.site.store.read(lambda tx: policy.answer(tx, question))
+        self.site.store.transaction(lambda tx: confirmations.confirm(tx, question))
+        answer = self.site.store.read(
+            lambda tx: policy.answer(tx, question, confirmations.standing(tx, question))
+        )
         if answer.policy is not None:
             self.known[node_id] = answer.policy
         elif answer.delta is not None:
@@ -183,10 +194,16 @@ def test_news_go_to_the_nodes_that_hold_ports(site: Site) -> None:
         assert placement
         placements.end(tx, placement, "gone")
 
-    def change(tx: Transaction) -> list[str]:
+    def change(tx: Transaction) -> list[Callable[[Transaction], Announcement]]:
         policy.group_changed(tx, site.vpc_id, site.group_id)
-        return [topic for topic, _ in tx.announcements]
+        return list(tx.news.values())
 
     site.store.transaction(prepare)
-    assert site.store.transaction(change) == [node_topic("datapath", holder)]
+    [read] = site.store.transaction(change)
+    announcement = site.store.read(read)
+    [(topic, news)] = announcement.messages
+    _, revision = site.store.read(lambda tx: networks.with_revision(tx, site.network_id))
+    assert isinstance(news, PolicyChanged)
+    assert topic == node_topic("datapath", holder)
+    assert (news.network_id, news.revision) == (site.network_id, revision)
     assert stranger in site.node_ids

@@ -8,7 +8,7 @@ from sqlalchemy import event, update
 
 from appliance.messages import GetPolicy
 from appliance.model import NetworkReach, RemotePort
-from appliance.store import Transaction, members, placements, policy, reach
+from appliance.store import Transaction, confirmations, members, placements, policy, reach
 from appliance.store import instances as instance_rows
 from appliance.store.networks import of_ports
 from appliance.store.schema import nodes, policy_confirmations, ports
@@ -32,8 +32,10 @@ class Watcher:
             known_revision=self.known_revision,
             reach_revision=self.revision,
         )
-        self.site.store.transaction(lambda tx: policy.confirm(tx, question))
-        answer = self.site.store.read(lambda tx: policy.answer(tx, question))
+        self.site.store.transaction(lambda tx: confirmations.confirm(tx, question))
+        answer = self.site.store.read(
+            lambda tx: policy.answer(tx, question, confirmations.standing(tx, question))
+        )
         if answer.policy:
             self.known_revision = answer.policy.revision
         if answer.delta:
@@ -170,7 +172,7 @@ def test_an_address_is_not_confirmed_before_frames_go_the_right_way(
         row = tx.execute(query).first()
         return row.revision if row else None
 
-    assert site.store.read(confirmed) == policy.NOTHING
+    assert site.store.read(confirmed) == confirmations.NOTHING
     watcher.ask()
     first = watcher.revision
     assert site.store.read(confirmed) == first
@@ -180,16 +182,12 @@ def test_an_address_is_not_confirmed_before_frames_go_the_right_way(
         GetPolicy(node_id=three[0], network_id=site.network_id, known_revision=first + 1),
         reach_revision=first,
     )
-    assert not site.store.read(lambda tx: policy.is_current(tx, behind))
-    site.store.transaction(lambda tx: policy.confirm(tx, behind))
+    site.store.transaction(lambda tx: confirmations.confirm(tx, behind))
     assert site.store.read(confirmed) == first
     for revision in (-1, first + 1):
         now = msgspec.structs.replace(behind, reach_revision=revision)
-        site.store.transaction(lambda tx, now=now: policy.confirm(tx, now))  # type: ignore[misc]
-        assert site.store.read(confirmed) == (policy.NOTHING if revision < 0 else first + 1)
-    assert site.store.read(
-        lambda tx: policy.is_current(tx, msgspec.structs.replace(behind, reach_revision=first + 1))
-    )
+        site.store.transaction(lambda tx, now=now: confirmations.confirm(tx, now))  # type: ignore[misc]
+        assert site.store.read(confirmed) == (confirmations.NOTHING if revision < 0 else first + 1)
 
 
 @pytest.mark.parametrize(
