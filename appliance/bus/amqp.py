@@ -23,14 +23,16 @@ from typing import Any, TypeVar
 import pika
 
 from appliance.bus import Delivery, failure, topology
-from appliance.bus.amqp_arrival import AmqpArrival, DeadArrival, what_was_sent
+from appliance.bus.amqp_arrival import NOBODY, AmqpArrival, DeadArrival, what_was_sent
 from appliance.bus.amqp_link import MOST_BYTES, Incoming, Link, Outgoing
 from appliance.bus.guard import Guard, Signer
 from appliance.bus.intake import Intake
+from appliance.bus.letters import Letters
 from appliance.bus.local import ask_here
 from appliance.bus.news import News
 from appliance.bus.relay import Finish, Relay, wait_for
-from appliance.errors import AnynodeError, Denied, Stale, Unavailable
+from appliance.bus.shares import MOST_AT_ONCE, Shares
+from appliance.errors import AnynodeError, Denied, InputError, Stale, Unavailable
 from appliance.lanes import Lanes
 from appliance.messages import DeadLetter, Message, decode, encode
 from appliance.role import Role
@@ -76,7 +78,15 @@ class AmqpBus:
         self._node_id = node_id
         self._login = pika.URLParameters(urls[0]).credentials.username
         self.guard = Guard(self._login, node_id, signer, world.clock)
-        self._intake = Intake(world, attempts=attempts, lanes=lanes, pause=self._pause)
+        self._letters = Letters(store, world.clock) if store is not None else None
+        self._intake = Intake(
+            world,
+            attempts=attempts,
+            lanes=lanes,
+            look=self._letters.count if self._letters else lambda: None,
+            pause=self._pause,
+        )
+        self._asking, self._telling = Shares(MOST_AT_ONCE), Shares(MOST_AT_ONCE)
         self._process = f"{node_id}.{uuid.uuid4().hex[:12]}"
         self._link = Link(
             urls,
@@ -309,7 +319,7 @@ class AmqpBus:
 
     def _receive(self, incoming: Incoming) -> None:
         if incoming.queue == topology.DEAD_QUEUE:
-            self._intake.accept(DeadArrival(self._link, self.guard, self._store, incoming))
+            self._intake.accept(self._arrival(DeadArrival, incoming))
             return
         verb, _, topic = incoming.key.partition(".")
         if verb == "cast":
@@ -326,23 +336,53 @@ class AmqpBus:
             if answers is not None:
                 answers.put(incoming)
         elif verb == "hint" and incoming.properties.app_id != self._process:
-            self._hints.submit("", lambda: self._hear(incoming, topic))
+            self._receive_hint(incoming, topic)
 
     def _receive_cast(self, incoming: Incoming) -> None:
         message_id = incoming.properties.message_id or ""
         if not 0 < len(message_id) <= LONGEST_ID or len(incoming.body) > MOST_BYTES:
             self._link.give_up(incoming)
             return
-        self._intake.accept(AmqpArrival(self._link, self.guard, self._store, incoming))
+        self._intake.accept(self._arrival(AmqpArrival, incoming))
 
-    def _hear(self, incoming: Incoming, topic: str) -> None:
-        message = decode(incoming.properties.type or "", incoming.body)
+    def _arrival(self, kind: type[AmqpArrival], incoming: Incoming) -> AmqpArrival:
+        return kind(self._link, self.guard, self._store, self._letters, incoming)
+
+    def _receive_hint(self, incoming: Incoming, topic: str) -> None:
+        """Have a hint heard, unless too many of the same node wait: it may get lost."""
+        share = self._share(incoming)
+        if not self._telling.take(share):
+            return
+
+        def heard(_hearing: object = None) -> None:
+            self._telling.give(share)
+
+        def hear() -> None:
+            hearing = self._hear(incoming, topic)
+            if not hearing:
+                heard()
+            for one in hearing[:1]:
+                one.add_done_callback(heard)
+
+        self._hints.submit("", hear)
+
+    def _share(self, incoming: Incoming) -> str:
+        """Return whose share something takes: a hypervisor's; empty for those without limits."""
+        login = incoming.properties.user_id
+        return "" if self.guard.is_control(login) else login or NOBODY
+
+    def _hear(self, incoming: Incoming, topic: str) -> list[Future[None]]:
+        sent = what_was_sent(incoming)
         try:
-            self.guard.check(what_was_sent(incoming), message)
+            message = decode(sent.kind, sent.body)
+            self.guard.check(sent, message)
+        except InputError as error:
+            self.guard.refuse(sent, error)
+            return []
         except (Denied, Stale) as error:
             log.debug("did not hear a hint: %s", error)
-            return
-        self._intake.announce(topic, message)
+            return []
+        return self._intake.announce(topic, message)
 
     def _answer(self, incoming: Incoming, topic: str) -> None:
         asked = incoming.properties
@@ -361,7 +401,14 @@ class AmqpBus:
             properties = self._properties(key, kind, number, body, correlation_id=number)
             self._link.send(Outgoing(key, body, properties))
 
+        share = self._share(incoming)
+        if not self._asking.take(share):
+            error = Unavailable(f"{share} asks more than {topic} answers at once.")
+            reply(failure.FAILURE, failure.encode(error))
+            return
+
         def answered(future: Future[Message | None]) -> None:
+            self._asking.give(share)
             if future.cancelled():
                 return
             error = future.exception()
@@ -376,6 +423,7 @@ class AmqpBus:
                 answered
             )
         except AnynodeError as error:
+            self._asking.give(share)
             reply(failure.FAILURE, failure.encode(error))
 
 

@@ -10,24 +10,35 @@ from appliance.bus import topology
 from appliance.bus.amqp_link import Incoming, Link
 from appliance.bus.guard import Guard, Sent
 from appliance.bus.intake import Arrival, dead_letter
+from appliance.bus.letters import Letters
 from appliance.errors import ConfigError, Denied
 from appliance.messages import DeadLetter, Message, encode
 from appliance.store import OutboxRow, Store, Transaction, handled
-from appliance.store import outbox as outbox_table
 
-LONGEST_KEPT = 2**20
-"""Bytes of a message that is kept as a dead letter; of a longer one only the name is kept."""
+NOBODY = "nobody"
+"""The name of the sender of what came without one."""
 
 
 class AmqpArrival:
-    """An arrival whose proof of effect is a row in ``handled``, where there is a store."""
+    """An arrival whose proof of effect is a row in ``handled``, where there is a store.
 
-    def __init__(self, link: Link, guard: Guard, store: Store | None, incoming: Incoming) -> None:
+    :param letters: where dead letters are kept; ``None`` without a store.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        guard: Guard,
+        store: Store | None,
+        letters: Letters | None,
+        incoming: Incoming,
+    ) -> None:
         self.sent = what_was_sent(incoming)
         self.row = _row(self.sent, incoming)
         self._link = link
         self._guard = guard
         self._store = store
+        self._letters = letters
         self._incoming = incoming
         self._is_refused = False
         self._lock = threading.Lock()
@@ -39,12 +50,13 @@ class AmqpArrival:
 
     @property
     def is_trusted(self) -> bool:
-        if self._is_refused:
-            return False
-        try:
-            return self._guard.sender(self.sent.login).is_control
-        except Denied:
-            return False
+        return not self.sender
+
+    @property
+    def sender(self) -> str:
+        """The login that sent it, where nobody vouches for what it says; else empty."""
+        is_ours = not self._is_refused and self._guard.is_control(self.sent.login)
+        return "" if is_ours else self.sent.login or NOBODY
 
     def check(self, message: Message) -> None:
         try:
@@ -67,11 +79,11 @@ class AmqpArrival:
         self._finish(self._link.acknowledge)
 
     def bury(self, attempts: int, error: str, letter: DeadLetter | None) -> None:
-        if self._store is None:
+        if self._letters is None:
             # What a broker gives up comes to a controller, who has a place for it.
             self._finish(self._link.acknowledge if self._is_refused else self._link.give_up)
             return
-        keep(self._store, self.row, attempts, error, letter)
+        self._letters.keep(self.row, attempts, error, letter, self.sender)
         self._finish(self._link.acknowledge)
 
     def renew(self, other: Arrival) -> None:
@@ -102,11 +114,18 @@ class AmqpArrival:
 class DeadArrival(AmqpArrival):
     """The arrival of what a broker has given up, in the form of what is to be told of it."""
 
-    def __init__(self, link: Link, guard: Guard, store: Store | None, incoming: Incoming) -> None:
-        super().__init__(link, guard, store, incoming)
+    def __init__(
+        self,
+        link: Link,
+        guard: Guard,
+        store: Store | None,
+        letters: Letters | None,
+        incoming: Incoming,
+    ) -> None:
+        super().__init__(link, guard, store, letters, incoming)
         self.dead = self.row
         self.error = _why_it_died(incoming)
-        self.letter = dead_letter(self.dead, self.error) if super().is_trusted else None
+        self.letter = None if self.sender else dead_letter(self.dead, self.error)
         told = self.letter or DeadLetter(
             message_id=self.dead.id, topic=self.dead.topic, kind=self.dead.kind
         )
@@ -124,24 +143,10 @@ class DeadArrival(AmqpArrival):
 
     def keep(self) -> None:
         """Keep the message, and let the controller know, once."""
-        if self._store is None:
+        if self._letters is None:
             raise ConfigError("Dead letters are kept in the store, and this process has none.")
-        keep(self._store, self.dead, topology.DELIVERY_LIMIT, self.error, self.letter)
-
-
-def keep(
-    store: Store, row: OutboxRow, attempts: int, error: str, letter: DeadLetter | None
-) -> None:
-    """Keep a message as a dead letter in the store, and let the controller know, once."""
-    if len(row.body) > LONGEST_KEPT:
-        error = f"{error} (Its {len(row.body)} bytes were not kept.)"
-        row = row._replace(body=b"")
-
-    def write(tx: Transaction) -> None:
-        if outbox_table.keep(tx, row, attempts, error) and letter is not None:
-            tx.cast("controller", letter)
-
-    store.transaction(write)
+        attempts = topology.DELIVERY_LIMIT
+        self._letters.keep(self.dead, attempts, self.error, self.letter, self.sender)
 
 
 def what_was_sent(incoming: Incoming) -> Sent:

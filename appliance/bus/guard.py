@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from appliance.bus.topology import CONTROL, HYPERVISOR, MEMBER_TOPIC, SHARED_TOPICS
-from appliance.errors import Denied, Stale
-from appliance.messages import Message
+from appliance.errors import AnynodeError, Denied, Stale
+from appliance.messages import KINDS, Message
 from appliance.world import Clock
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,13 @@ class Guard:
             return Sender(self._node_id, True)
         raise Denied(f"A message came from {login!r}, who is no node.")
 
+    def is_control(self, login: str | None) -> bool:
+        """Say whether a login is one that may say anything."""
+        try:
+            return self.sender(login).is_control
+        except Denied:
+            return False
+
     def check(self, sent: Sent, message: Message) -> None:
         """See that a message may come from whom it comes.
 
@@ -117,7 +124,7 @@ class Guard:
             elif _is_signed(sent.key):
                 self._check_signature(sender, sent)
         except Denied as error:
-            self._refuse(sent, error)
+            self.refuse(sent, error)
             raise
 
     def check_answer(self, sent: Sent, topic: str) -> None:
@@ -135,7 +142,7 @@ class Guard:
             elif sender.node_id != topic.partition(".")[2] and sent.login != self._login:
                 raise Denied(f"Node {sender.node_id} does not answer for {topic}.")
         except Denied as error:
-            self._refuse(sent, error)
+            self.refuse(sent, error)
             raise
 
     def _check_hypervisor(self, sender: Sender, sent: Sent, message: Message) -> None:
@@ -158,9 +165,9 @@ class Guard:
         if self._clock.now() > expires_at:
             raise Stale(f"{sent.kind} to {sent.key} came after its signature had expired.")
 
-    def _refuse(self, sent: Sent, error: Denied) -> None:
+    def refuse(self, sent: Sent, error: AnynodeError) -> None:
         """Count, and say the first of a kind: a flood of them shall not be one of the log, too."""
-        about = (sent.login or "", sent.kind)
+        about = (sent.login or "", sent.kind if sent.kind in KINDS else "")
         if len(self.refused) > 1000:
             self.refused.clear()
         self.refused[about] += 1

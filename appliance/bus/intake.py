@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Protocol
 
 from appliance.ending import Countdown, end_threads
@@ -115,6 +116,7 @@ class Intake:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._count = 0
+        self._warned_at = float("-inf")
         self._thread: threading.Thread | None = None
 
     @property
@@ -213,13 +215,20 @@ class Intake:
 
         return callers.ask(give)
 
-    def announce(self, topic: str, message: Message) -> None:
-        """Let the roles of a topic hear something, and those whose group it is."""
+    def announce(self, topic: str, message: Message) -> list[Future[None]]:
+        """Let the roles of a topic hear something, and those whose group it is.
+
+        :returns: what is done, or cancelled, when they have heard it.
+        """
+        hearing = []
         for name, role in self.roles.items():
             hear = role.hears.get(type(message))
             lanes = self._lanes.get(name)
             if hear and lanes and topic in (name, role.group_topic):
-                lanes.submit("", lambda hear=hear: hear(message))  # type: ignore[misc]
+                hearing.append(lanes.ask(partial(hear, message)))
+        for one in hearing:
+            one.add_done_callback(_say_what_failed)
+        return hearing
 
     def _submit(self, arrival: Arrival, attempt: int) -> None:
         row = arrival.row
@@ -284,9 +293,19 @@ class Intake:
 
     def _bury(self, arrival: Arrival, attempt: int, error: Exception) -> None:
         row = arrival.row
-        log.error("gave up %s after %d attempts", row.kind, attempt, exc_info=error)
+        if arrival.is_trusted:
+            log.error("gave up %s after %d attempts", row.kind, attempt, exc_info=error)
+        else:
+            self._warn_of(row, error)
         text = " <- ".join(cause_chain(error))[:LONGEST_ERROR]
         arrival.bury(attempt, text, dead_letter(row, text) if arrival.is_trusted else None)
+
+    def _warn_of(self, row: OutboxRow, error: Exception) -> None:
+        """Say what came of what others sent, but not as often as they please."""
+        now = self._world.clock.monotonic()
+        if now - self._warned_at >= LOOK_EVERY_S:
+            self._warned_at = now
+            log.warning("gave up a %s: %s", row.kind[:64], " <- ".join(cause_chain(error))[:1000])
 
     def _forget(self, row: OutboxRow) -> None:
         with self._changed:
@@ -313,6 +332,14 @@ class Intake:
                     self._changed.wait(max(wait_s, 0.01))
             for _, _, arrival, attempt in due:
                 self._submit(arrival, attempt)
+
+
+def _say_what_failed(hearing: Future[None]) -> None:
+    error = None if hearing.cancelled() else hearing.exception()
+    if isinstance(error, AnynodeError):
+        log.warning("a hint was heard in vain: %s", " <- ".join(cause_chain(error)))
+    elif error is not None:
+        log.error("a hint was heard in vain", exc_info=error)
 
 
 def dead_letter(row: OutboxRow, error: str) -> DeadLetter | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +22,8 @@ from appliance.cli.output import (
 
 if TYPE_CHECKING:
     from appliance.bus.depth import Depth
-    from appliance.store.outbox import Letter, Queue
+    from appliance.store import Transaction
+    from appliance.store.outbox import Letter, Queue, Sender
 
 _SHOWN_ID = 8
 _SHOWN_ERROR = 200
@@ -42,21 +43,27 @@ def messages(access: Access, context: click.Context, as_json: bool) -> None:
 
     A dead letter is a message that was given up after its last attempt. It is kept with its error
     for as long as other history, and takes effect no more unless it is requeued.
+
+    What a hypervisor may not say, or what nobody can read of it, becomes a dead letter, too, which
+    is not requeued: it says from whom it came. The newest 100 of each are kept, others are counted.
     """
     if context.invoked_subcommand is not None:
         return
     from appliance.store import nodes, outbox
 
-    queues, letters, node_ids = access.read(
+    queues, letters, senders, names = access.read(
         lambda tx: (
             outbox.queues(tx),
             outbox.dead_letters(tx),
-            [one.node_id for one in nodes.status(tx)],
+            outbox.senders(tx),
+            {one.node_id: one.name for one in nodes.status(tx)},
         )
     )
-    depths = _at_broker(access, node_ids)
+    depths = _at_broker(access, list(names))
     if as_json:
-        print_json({"queues": queues, "broker": depths, "dead_letters": letters})
+        print_json(
+            {"queues": queues, "broker": depths, "dead_letters": letters, "senders": senders}
+        )
         return
     _show_queues(queues)
     if depths is not None:
@@ -65,6 +72,9 @@ def messages(access: Access, context: click.Context, as_json: bool) -> None:
     if letters:
         say("")
         _show_letters(letters)
+    if senders:
+        say("")
+        _show_senders(senders, names)
 
 
 def _at_broker(access: Access, node_ids: Sequence[str]) -> Sequence[Depth] | None:
@@ -125,6 +135,15 @@ def _show_letters(letters: Sequence[Letter]) -> None:
     print_table(columns, rows, "")
 
 
+def _show_senders(senders: Sequence[Sender], names: Mapping[str, str]) -> None:
+    rows = [
+        (names.get(one.login[2:], one.login), one.kept, one.forgotten, moment(one.last_at))
+        for one in senders
+    ]
+    columns = ("refused, sent by", "kept>", "not kept>", "the last")
+    print_table(columns, rows, "")
+
+
 @messages.command("requeue", short_help="Let a dead letter be handled once more.")
 @click.argument("message_id")
 @pass_access
@@ -140,12 +159,31 @@ def requeue(access: Access, message_id: str) -> None:
     say(f"Message {done} waits for its handler again.")
 
 
-@messages.command("drop", short_help="Delete a dead letter.")
-@click.argument("message_id")
+@messages.command("drop", short_help="Delete a dead letter, or all that a node has sent.")
+@click.argument("message_id", required=False)
+@click.option("--from", "sender", metavar="NODE", help="All that was refused of this node.")
 @pass_access
-def drop(access: Access, message_id: str) -> None:
+def drop(access: Access, message_id: str | None, sender: str | None) -> None:
     """Delete a dead letter for good. MESSAGE_ID may be the beginning of an id."""
     from appliance.store import outbox
 
+    if (message_id is None) == (sender is None):
+        raise click.UsageError("Say which message, or with --from of which node.")
+    if sender is not None:
+        count = access.change("DropMessages", sender, lambda tx: _drop_of(tx, sender))
+        say(f"{count} messages of {sender} are deleted.")
+        return
+    assert message_id is not None
     done = access.change("DropMessage", message_id, lambda tx: outbox.drop(tx, message_id))
     say(f"Message {done} is deleted.")
+
+
+def _drop_of(tx: Transaction, sender: str) -> int:
+    """Delete what was refused of a node; of one that was removed its login is the name."""
+    from appliance.store import nodes, outbox
+
+    logins = {one.login for one in outbox.senders(tx)}
+    names = {one.name: one.node_id for one in nodes.status(tx)}
+    node_id = names.get(sender, sender)
+    mine = [login for login in sorted(logins) if login in (sender, f"c-{node_id}", f"h-{node_id}")]
+    return sum(outbox.drop_of(tx, login) for login in mine)

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from appliance.model import Desired, InstanceState, NetworkSpec, Phase
 from appliance.seal import Seal
 from appliance.store import Transaction, identity
+from appliance.store.outbox import Sender, senders
 from appliance.store.placements import ACTIVE
 from appliance.store.schema import (
     access_keys,
@@ -98,7 +99,7 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxEntry:
-    """A cast that has not taken effect."""
+    """A cast of ours that has not taken effect."""
 
     message_id: str
     topic: str
@@ -111,7 +112,10 @@ class OutboxEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFacts:
-    """One view of the store. Ids map to rows; ``quotas`` maps project and resource to used."""
+    """One view of the store. Ids map to rows; ``quotas`` maps project and resource to used.
+
+    ``senders`` are those that sent what could not be taken, and for whom nobody vouches.
+    """
 
     instances: Mapping[str, InstanceRow]
     placements: tuple[PlacementRow, ...]
@@ -128,6 +132,7 @@ class StoreFacts:
     outbox: tuple[OutboxEntry, ...]
     newest_at: float
     seen_at: Mapping[str, float]
+    senders: tuple[Sender, ...] = ()
 
 
 def read(tx: Transaction) -> StoreFacts:
@@ -163,6 +168,7 @@ def read(tx: Transaction) -> StoreFacts:
         key_pair_counts=_count(tx, key_pairs.c.project_id),
         image_digests={row.sha256: row.id for row in tx.execute(select(images))},
         outbox=_outbox(tx),
+        senders=tuple(senders(tx)),
         newest_at=tx.execute(select(func.max(node_status.c.seen_at))).scalar() or 0.0,
         seen_at={row.node_id: row.seen_at for row in tx.execute(select(node_status))},
     )
@@ -252,7 +258,7 @@ def _outbox(tx: Transaction) -> tuple[OutboxEntry, ...]:
             is_dead=row.dead_at is not None,
             error=row.error,
         )
-        for row in tx.execute(select(*columns))
+        for row in tx.execute(select(*columns).where(outbox.c.sender == ""))
     )
 
 

@@ -10,6 +10,7 @@ from appliance.store.schema import audit as audit_rows
 from appliance.store.schema import (
     commits,
     decisions,
+    forgotten_letters,
     handled,
     instances,
     outbox,
@@ -45,6 +46,7 @@ def forget(tx: Transaction, *, history_s: float, audit_s: float, terminated_s: f
         _delete(tx, handled, _is_expired(tx.now)),
         _delete(tx, commits, commits.c.at < tx.now - COMMITTED_S),
         _delete(tx, outbox, outbox.c.dead_at < old),
+        _delete(tx, forgotten_letters, forgotten_letters.c.last_at < old),
         _delete(tx, placements, _is_replaced(old)),
         _forget_instances(tx, tx.now - terminated_s),
     ]

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from appliance.errors import InputError, NotFound
 from appliance.store import OutboxRow, Transaction
-from appliance.store.schema import outbox
+from appliance.store.schema import forgotten_letters, outbox
 
 LONGEST_ERROR = 4000
 """Characters that are kept of why a message was given up."""
+
+MOST_OF_ONE = 100
+"""Dead letters that are kept of a sender for whom nobody vouches: the newest."""
 
 _MOST_PENDING = 1000
 
@@ -75,23 +81,51 @@ def _due(tx: Transaction, after_s: float, again_s: float) -> dict[str, float]:
     return {"written_before": tx.now - after_s, "relayed_before": tx.now - again_s}
 
 
-def keep(tx: Transaction, row: OutboxRow, attempts: int, error: str) -> bool:
+def keep(tx: Transaction, row: OutboxRow, attempts: int, error: str, sender: str = "") -> bool:
     """Keep a message that came from elsewhere as a dead letter; ``False`` when it was kept before.
 
     What does not fit is cut: such a message was not one of ours.
+
+    :param sender: the login that sent it, when nobody vouches for it. The oldest of too many of one
+        are forgotten, and counted; so is one that bears the id of another message of ours.
     """
     fitting = OutboxRow(
         _fit(row.id, 64), _fit(row.topic, 128), _fit(row.lane, 64), _fit(row.kind, 64), row.body
     )
+    sender = _fit(sender, 64)
     death = {"dead_at": tx.now, "attempts": attempts, "error": _fit(error, LONGEST_ERROR)}
-    found = tx.execute(select(outbox.c.dead_at).where(outbox.c.id == fitting.id)).first()
+    known = select(outbox.c.dead_at, outbox.c.body).where(outbox.c.id == fitting.id)
+    found = tx.execute(known).first()
     if found is None:
-        tx.execute(insert(outbox).values(**fitting._asdict(), created_at=tx.now, **death))
+        values = {**fitting._asdict(), "created_at": tx.now, "sender": sender, **death}
+        tx.execute(insert(outbox).values(values))
+        if sender:
+            _forget_oldest(tx, sender)
         return True
     if found.dead_at is not None:
         return False
-    tx.execute(update(outbox).where(outbox.c.id == fitting.id).values(**death))
+    if sender and bytes(found.body) != row.body:
+        forget(tx, sender, 1)
+        return False
+    tx.execute(update(outbox).where(outbox.c.id == fitting.id).values(sender=sender, **death))
     return True
+
+
+def _forget_oldest(tx: Transaction, sender: str) -> None:
+    newest_first = select(outbox.c.id).where(outbox.c.sender == sender, outbox.c.dead_at > 0)
+    newest_first = newest_first.order_by(outbox.c.dead_at.desc(), outbox.c.id)
+    too_many = tx.execute(newest_first.offset(MOST_OF_ONE)).scalars().all()
+    if too_many:
+        tx.execute(delete(outbox).where(outbox.c.id.in_(too_many)))
+        forget(tx, sender, len(too_many))
+
+
+def forget(tx: Transaction, sender: str, count: int) -> None:
+    """Count messages of a sender that were given up and are not kept."""
+    dialect_insert = sqlite_insert if tx.is_sqlite else pg_insert
+    new = dialect_insert(forgotten_letters).values(sender=sender, count=count, last_at=tx.now)
+    more = {"count": forgotten_letters.c.count + count, "last_at": tx.now}
+    tx.execute(new.on_conflict_do_update(index_elements=["sender"], set_=more))
 
 
 def _fit(text: str, longest: int) -> str:
@@ -117,7 +151,10 @@ class Queue(Struct, frozen=True, kw_only=True):
 
 
 class Letter(Struct, frozen=True, kw_only=True):
-    """A message that was given up. ``about`` is the instance or reservation, where it has one."""
+    """A message that was given up. ``about`` is the instance or reservation, where it has one.
+
+    ``sender`` is the login that sent it where nobody vouches for that, and empty where it is ours.
+    """
 
     message_id: str
     topic: str
@@ -128,6 +165,17 @@ class Letter(Struct, frozen=True, kw_only=True):
     dead_at: float
     error: str
     size_bytes: int
+    sender: str = ""
+
+
+class Sender(Struct, frozen=True, kw_only=True):
+    """A login that sent what could not be taken: of how much, and the last of it."""
+
+    login: str
+    kept: int
+    forgotten: int
+    last_at: float
+    last_error: str = ""
 
 
 def queues(tx: Transaction) -> list[Queue]:
@@ -160,6 +208,7 @@ def dead_letters(tx: Transaction) -> list[Letter]:
             outbox.c.dead_at,
             outbox.c.error,
             func.length(outbox.c.body).label("size_bytes"),
+            outbox.c.sender,
         )
         .where(outbox.c.dead_at.is_not(None))
         .order_by(outbox.c.dead_at.desc(), outbox.c.id)
@@ -167,14 +216,42 @@ def dead_letters(tx: Transaction) -> list[Letter]:
     return [Letter(**row._mapping) for row in tx.execute(query)]
 
 
+def senders(tx: Transaction) -> list[Sender]:
+    """Return the logins that sent what could not be taken, as far as letters are kept."""
+    is_theirs = (outbox.c.sender != "") & outbox.c.dead_at.is_not(None)
+    kept = select(outbox.c.sender, outbox.c.dead_at, outbox.c.error).where(is_theirs)
+    found: dict[str, Sender] = {}
+    for row in tx.execute(kept.order_by(outbox.c.dead_at, outbox.c.id)):
+        before = found[row.sender].kept if row.sender in found else 0
+        found[row.sender] = Sender(
+            login=row.sender,
+            kept=before + 1,
+            forgotten=0,
+            last_at=row.dead_at,
+            last_error=row.error,
+        )
+    for row in tx.execute(select(forgotten_letters)):
+        one = found.get(row.sender) or Sender(login=row.sender, kept=0, forgotten=0, last_at=0.0)
+        last_at = max(one.last_at, row.last_at)
+        found[row.sender] = replace(one, forgotten=row.count, last_at=last_at)
+    return [found[login] for login in sorted(found)]
+
+
 def requeue(tx: Transaction, text: str) -> str:
     """Let a dead letter wait for its handler again, as if it were new; return its id.
 
     :param text: the id, or the beginning of it.
     :raises NotFound: no message that was given up has it.
-    :raises InputError: several have it.
+    :raises InputError: several have it, or nobody vouches for what it says: sent again it would
+        be a message of ours.
     """
     message_id = _match(tx, text)
+    sender = tx.execute(select(outbox.c.sender).where(outbox.c.id == message_id)).scalar_one()
+    if sender:
+        raise InputError(
+            f"Message {message_id} came from {sender}: sent again it would count as one of ours.",
+            hint="A node repeats by itself what it has to say.",
+        )
     tx.execute(
         update(outbox)
         .where(outbox.c.id == message_id)
@@ -193,6 +270,15 @@ def drop(tx: Transaction, text: str) -> str:
     message_id = _match(tx, text)
     take(tx, message_id)
     return message_id
+
+
+def drop_of(tx: Transaction, login: str) -> int:
+    """Delete all dead letters of a sender, and forget how many there were; return their number."""
+    dropped = tx.execute(
+        delete(outbox).where(outbox.c.sender == login, outbox.c.dead_at.is_not(None))
+    ).rowcount
+    tx.execute(delete(forgotten_letters).where(forgotten_letters.c.sender == login))
+    return dropped
 
 
 def _match(tx: Transaction, text: str) -> str:

@@ -482,7 +482,25 @@ outbox = Table(
     _time("relayed_at", nullable=False, default=0.0),
     _time("dead_at"),
     Column("error", Text, nullable=False, default=""),
+    # The login that sent what was given up, where nobody vouches for it; empty where it is ours.
+    Column("sender", String(64), nullable=False, default=""),
     Index(None, "dead_at", "created_at"),
+    Index(
+        None,
+        "sender",
+        "dead_at",
+        sqlite_where=text("sender <> ''"),
+        postgresql_where=text("sender <> ''"),
+    ),
+)
+
+# How many messages of a sender were given up and are not kept, since there were too many.
+forgotten_letters = Table(
+    "forgotten_letters",
+    metadata,
+    Column("sender", String(64), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    _time("last_at", nullable=False),
 )
 
 handled = Table(

@@ -209,6 +209,13 @@ DEAD_LETTER = _warning(
     "A message was given up after its last attempt.",
     "`anynode messages` shows it and can send it again or drop it.",
 )
+REFUSED = _warning(
+    "I6.REFUSED",
+    "A node sent what it may not say, or what cannot be read. It changed nothing; but a node that "
+    "means well sends nothing of the kind.",
+    "Look at that node, and drain or remove it. `anynode messages` shows what was sent, and "
+    "`anynode messages drop --from NODE` clears it away.",
+)
 DEAD_WAITS = _warning(
     "I6.DEAD_WAITS",
     "The broker has given up messages, and no controller has taken them to keep them.",

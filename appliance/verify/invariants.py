@@ -328,6 +328,9 @@ def _messages(facts: Facts, *, message_s: float) -> Iterator[Finding]:
         elif facts.is_running and age_s > message_s:
             text = f"{entry.kind} to {entry.topic} has waited for {age_s:.0f} s."
             yield codes.MESSAGE_STUCK.found(entry.message_id, text)
+    for sender in facts.store.senders:
+        text = f"{sender.login} sent {sender.kept + sender.forgotten} messages of no effect"
+        yield codes.REFUSED.found(sender.login, f"{text}; the last: {sender.last_error or '?'}")
 
 
 def _reports(facts: Facts, *, message_s: float) -> Iterator[Finding]:

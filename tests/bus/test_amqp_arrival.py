@@ -28,7 +28,7 @@ def arrival(link: Ends, connection: int) -> AmqpArrival:
     body = encode(Wanted(instance_id="i-1"))
     incoming = Incoming("controller", "cast.controller", body, properties, connection, 1)
     guard = Guard("c-n0", "n0", None, SystemClock())
-    return AmqpArrival(cast(Link, link), guard, None, incoming)
+    return AmqpArrival(cast(Link, link), guard, None, None, incoming)
 
 
 def test_what_comes_again_before_the_end_is_acknowledged_in_its_place() -> None:

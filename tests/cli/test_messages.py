@@ -38,7 +38,12 @@ def bury(shell: Shell) -> None:
 
 def test_nothing_waits(shell: Shell) -> None:
     assert shell.run("messages") == "No message waits.\n"
-    assert shell.json("messages") == {"queues": [], "broker": None, "dead_letters": []}
+    assert shell.json("messages") == {
+        "queues": [],
+        "broker": None,
+        "dead_letters": [],
+        "senders": [],
+    }
 
 
 def test_queues_and_dead_letters(shell: Shell) -> None:
@@ -67,6 +72,28 @@ def test_a_dead_letter_is_dropped(shell: Shell) -> None:
         rows = store.read(lambda tx: tx.execute(select(audit)).all())
     assert [(row.action, row.subject) for row in rows] == [("DropMessage", "0a1b")]
     assert "No message '0a1b' was given up." in shell.fail("messages", "drop", "0a1b")
+
+
+def test_what_a_node_may_not_say_is_shown_and_dropped_but_never_sent_again(shell: Shell) -> None:
+    now = time.time()
+    for number in (1, 2, 3):
+        put(shell, f"{number}{DEAD[1:]}", dead_at=now, sender="h-evil", error="It may not.")
+    bury(shell)
+    assert ["h-evil", "3", "0"] in [line.split()[:3] for line in shell.run("messages").splitlines()]
+    (sender,) = shell.json("messages")["senders"]
+    assert (sender["login"], sender["kept"], sender["forgotten"]) == ("h-evil", 3, 0)
+    assert "came from h-evil" in shell.fail("messages", "requeue", "1a1b")
+    assert shell.run("messages", "drop", "--from", "h-evil") == (
+        "3 messages of h-evil are deleted.\n"
+    )
+    (left,) = shell.json("messages")["dead_letters"]
+    assert left["message_id"] == DEAD
+    assert shell.json("messages")["senders"] == []
+
+
+def test_what_is_dropped_has_to_be_said(shell: Shell) -> None:
+    assert "Say which message" in shell.try_run("messages", "drop").output
+    assert "Say which message" in shell.try_run("messages", "drop", "x", "--from", "y").output
 
 
 def test_what_waits_is_not_dropped(shell: Shell) -> None:

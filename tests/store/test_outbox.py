@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import insert
 
 from appliance.errors import InputError, NotFound
-from appliance.store import Transaction, outbox
+from appliance.store import OutboxRow, Transaction, outbox
 from appliance.store.schema import outbox as table
 from tests.store.conftest import Site
 
@@ -90,3 +91,40 @@ def test_which_message(full: Site, action: Any) -> None:
         with pytest.raises(NotFound):
             refuse(text)
     assert len(full.store.read(outbox.dead_letters)) == 2
+
+
+def letter(message_id: str) -> OutboxRow:
+    return OutboxRow(message_id, "controller", "i-1", "Report", b"{ }")
+
+
+def test_of_a_sender_whom_nobody_vouches_for_the_newest_are_kept(full: Site) -> None:
+    for number in range(outbox.MOST_OF_ONE + 3):
+        keep = partial(outbox.keep, row=letter(f"m-{number:03}"), attempts=1, error="no")
+        assert full.store.transaction(partial(keep, sender="h-evil"))
+    assert full.store.transaction(lambda tx: outbox.keep(tx, letter("x"), 1, "no", "h-odd"))
+    assert full.store.transaction(lambda tx: outbox.keep(tx, letter("y"), 5, "a bug"))
+    found = full.store.read(outbox.dead_letters)
+    evil = {one.message_id for one in found if one.sender == "h-evil"}
+    assert evil == {f"m-{number:03}" for number in range(3, outbox.MOST_OF_ONE + 3)}
+    assert {one.message_id for one in found} - evil == {"x", "y", "dead-1", "dead-2"}
+    first, second = full.store.read(outbox.senders)
+    assert (first.login, first.kept, first.forgotten) == ("h-evil", outbox.MOST_OF_ONE, 3)
+    assert (second.login, second.kept, second.forgotten) == ("h-odd", 1, 0)
+    full.store.transaction(lambda tx: outbox.forget(tx, "h-evil", 4))
+    assert full.store.read(outbox.senders)[0].forgotten == 7
+    assert full.store.transaction(lambda tx: outbox.drop_of(tx, "h-evil")) == outbox.MOST_OF_ONE
+    assert [one.login for one in full.store.read(outbox.senders)] == ["h-odd"]
+
+
+def test_nobody_kills_a_message_of_ours_by_its_id(full: Site) -> None:
+    assert not full.store.transaction(lambda tx: outbox.keep(tx, letter("waits"), 1, "", "h-evil"))
+    assert "waits" in {row.id for row in full.store.read(outbox.pending)}
+    (sender,) = full.store.read(outbox.senders)
+    assert (sender.kept, sender.forgotten) == (0, 1)
+
+
+def test_what_another_sent_is_not_sent_again_as_ours(full: Site) -> None:
+    full.store.transaction(lambda tx: outbox.keep(tx, letter("evil"), 1, "no", "h-evil"))
+    with pytest.raises(InputError, match="came from h-evil"):
+        full.store.transaction(lambda tx: outbox.requeue(tx, "evil"))
+    assert "evil" not in {row.id for row in full.store.read(outbox.pending)}

@@ -220,6 +220,12 @@ def dead_message(chain: Chain) -> None:
     write(chain, insert(outbox).values(**row, created_at=1.0, dead_at=2.0, error="a bug"))
 
 
+def refused_message(chain: Chain) -> None:
+    row = {"id": "m1", "topic": "controller", "lane": "", "kind": "Report", "body": b"{}"}
+    dead = {"created_at": 1.0, "dead_at": 2.0, "sender": "h-evil", "error": "It is not its own."}
+    write(chain, insert(outbox).values(**row, **dead))
+
+
 def secret_of_a_key(chain: Chain) -> str:
     keys = seal.load(seal.key_path(chain.config.state_dir))
     store = open_store(chain.config)
@@ -310,6 +316,7 @@ BROKEN: dict[str, Callable[[Chain], object]] = {
     "I5.NETWORK_ORPHAN": stranger_network,
     "I6.MESSAGE_STUCK": waiting_message,
     "I6.DEAD_LETTER": dead_message,
+    "I6.REFUSED": refused_message,
     "I9.FILE_OPEN": lambda c: (c.config.state_dir / "compute.sqlite").chmod(0o644),
     "I9.SECRET_SEEN": secret_in_log,
     "N1.UNREAD": lambda c: (c.config.state_dir / "compute.sqlite").write_bytes(b"no database"),
