@@ -158,7 +158,7 @@ def test_questions_of_one_do_not_keep_others_from_being_answered(places: Places)
 def _next(channel: BlockingChannel, queue: str) -> bytes:
     for _method, _properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=5):
         assert body is not None, "nothing more comes"
-        return body
+        return bytes(body)
     raise AssertionError("the queue is gone")
 
 
