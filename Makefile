@@ -29,7 +29,7 @@ stop: ## stop that node and remove everything it made
 			"run \`make setup\`, then \`make stop\`." >&2; exit 1; \
 	else echo "There is nothing to stop: no node was ever set up here (no .venv)."; fi
 
-cluster: setup-cluster image ## start a cluster of three nodes on this machine, with an instance on each
+cluster: setup-cluster image ## start a cluster of three nodes on this machine, with an instance on each; ARGS="--fake 100 …"
 	@setup/as-root .venv/bin/python -m tests.cluster up $(ARGS)
 
 cluster-stop: ## stop that cluster and remove everything it made

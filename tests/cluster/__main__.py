@@ -1,5 +1,7 @@
 """``make cluster`` and ``make cluster-stop``: three nodes on this machine, and all of it gone.
 
+``make cluster ARGS="--fake N"`` lets N simulated compute nodes join them.
+
 The machines are rigs: they end with the process that holds them. ``up`` leaves that process in
 the background and shows what it does until the cluster is there.
 """
@@ -19,6 +21,7 @@ from appliance.env_file import path_line, write_whole
 from appliance.node_process import start_ticks
 from tests.cluster.cluster import Cluster
 from tests.cluster.region import KEY_NAME, Region
+from tests.cluster.simulated import MOST, PLENTY, ZONE, Simulated
 from tests.rig import ROOT, wait_for
 
 FOLDER = ROOT / "var" / "cluster"
@@ -34,11 +37,27 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--nodes", default=3, show_default=True, help="Nodes with libvirt.")
-def up(nodes: int) -> None:
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, 9),
+    default=3,
+    show_default=True,
+    help="Nodes with libvirt.",
+)
+@click.option(
+    "--fake",
+    type=click.IntRange(0, MOST),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help=f"Simulated compute nodes that join them, at most {MOST}, in the availability zone "
+    f"{ZONE}. Instances there are only pretended: they boot nothing.",
+)
+def up(nodes: int, fake: int) -> None:
     """Begin a cluster, let the others join, start an instance on each, and ping between them.
 
-    Needs root. It stays until ``down``.
+    Needs root. It stays until `make cluster-stop`, which removes all of it; so does Ctrl-C before
+    it is there.
     """
     if os.geteuid() != 0:
         raise click.ClickException("It makes namespaces, which only root may do: run it as root.")
@@ -53,7 +72,7 @@ def up(nodes: int) -> None:
     if pid == 0:
         os.close(reading)
         os.setsid()
-        os._exit(keep(nodes, writing))
+        os._exit(keep(nodes, fake, writing))
     os.close(writing)
     relay(pid, reading)
 
@@ -79,7 +98,7 @@ class _EndedError(Exception):
     """The keeper was told to end."""
 
 
-def keep(nodes: int, writing: int) -> int:
+def keep(nodes: int, fake: int, writing: int) -> int:
     """Hold the machines until a signal comes; return an exit status."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -100,9 +119,13 @@ def keep(nodes: int, writing: int) -> int:
     os.dup2(log, 2)
     record = {"pid": os.getpid(), "started_ticks": start_ticks(os.getpid())}
     RECORD.write_text(json.dumps(record))
+    names = [f"n{number}" for number in range(1, nodes + 1)]
     try:
-        with Cluster([f"n{number}" for number in range(1, nodes + 1)], say) as cluster:
-            Show(cluster, say).run()
+        with (
+            Cluster(names, say, PLENTY if fake else "") as cluster,
+            Simulated(cluster, fake, say) as simulated,
+        ):
+            Show(cluster, simulated, say).run()
             os.write(writing, f"{_DONE}\n".encode())
             os.close(writing)
             while True:
@@ -122,12 +145,13 @@ def keep(nodes: int, writing: int) -> int:
 class Show:
     """What ``up`` does with its machines."""
 
-    def __init__(self, cluster: Cluster, say: Callable[..., None]) -> None:
+    def __init__(self, cluster: Cluster, simulated: Simulated, say: Callable[..., None]) -> None:
         self._cluster = cluster
+        self._simulated = simulated
         self._say = say
 
     def run(self) -> None:
-        """Form the cluster, launch, ping, tell."""
+        """Form the cluster, launch, ping, let the simulated nodes join, tell."""
         cluster, say = self._cluster, self._say
         cluster.reach_from_host()
         cluster.form()
@@ -135,6 +159,10 @@ class Show:
         region = Region(cluster, FOLDER, say)
         self._write_env(region)
         region.ping_all(region.launch_on_each())
+        if self._simulated.names:
+            self._simulated.join()
+            [one] = region.launch(Placement={"AvailabilityZone": ZONE})
+            say(f"{one['InstanceId']} is a pretended one, in zone {ZONE}")
         say(is_timed=False)
         say(cluster.first.cli("status"), is_timed=False)
         say(f"EC2 API    {', '.join(one.endpoint for one in cluster.machines)}", is_timed=False)
@@ -144,6 +172,8 @@ class Show:
     def _write_env(self, region: Region) -> None:
         others = " ".join(one.endpoint for one in self._cluster.machines)
         more = {"ANYNODE_IMAGE": region.image_id, "ANYNODE_ENDPOINTS": others}
+        if self._simulated.names:
+            more["ANYNODE_SIMULATED_ZONE"] = ZONE
         lines = region.client().credentials.env_lines(more)
         write_whole(ENV, lines + path_line(), mode=0o600)
 

@@ -29,13 +29,18 @@ class Cluster:
     """Machines that see each other on a switch; they are no cluster before :meth:`form`.
 
     :param say: told what is done, for people who wait.
+    :param settings: more settings of all machines, as TOML.
     """
 
     def __init__(
-        self, names: Sequence[str] = ("n1", "n2", "n3"), say: Callable[[str], None] = ignore
+        self,
+        names: Sequence[str] = ("n1", "n2", "n3"),
+        say: Callable[[str], None] = ignore,
+        settings: str = "",
     ) -> None:
         self._names = names
         self._say = say
+        self._settings = _SETTINGS.format(ratio=_ratio()) + settings
         self._stack = contextlib.ExitStack()
         self.machines: list[Machine] = []
         self.range = _free_range()
@@ -48,7 +53,7 @@ class Cluster:
                 rig = self._stack.enter_context(Rig(name))
                 address = str(self.range[number])
                 rig.join(self.switch, f"{address}/{self.range.prefixlen}")
-                machine = Machine(rig, address, settings=_SETTINGS.format(ratio=_ratio()))
+                machine = Machine(rig, address, settings=self._settings)
                 self._stack.callback(machine.close)
                 self.machines.append(machine)
         except BaseException:

@@ -82,7 +82,9 @@ class Region:
         """Return the state of an instance."""
         return str(self.instances(instance_id, via=via)[0]["State"]["Name"])
 
-    def launch(self, count: int = 1, via: Machine | None = None) -> list[dict[str, Any]]:
+    def launch(
+        self, count: int = 1, via: Machine | None = None, **more: Any
+    ) -> list[dict[str, Any]]:
         """Launch instances and wait until they run."""
         asked = self.call(
             "RunInstances",
@@ -93,6 +95,7 @@ class Region:
             SecurityGroupIds=[self.group_id],
             MinCount=count,
             MaxCount=count,
+            **more,
         )
         ids = [one["InstanceId"] for one in asked["Instances"]]
         self._say(f"launched {', '.join(ids)}")

@@ -5,22 +5,31 @@ own record. What it lacks are the roles that only look after a node itself: it m
 serves no peers, and answers no EC2.
 
 ``python -m tests.cluster.swarm FOLDER…`` runs the nodes whose settings are in these folders, until
-its input ends. It says how many run.
+its input ends. It says how many run. With ``--join`` they join a cluster before: a line of input
+for each has its token, and a line is printed for each that has joined.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
-from appliance.cluster import settings
-from appliance.config import CONFIG_NAME, load_config
+import msgspec
+
+from appliance.cluster import settings, tokens
+from appliance.cluster.join import Joining, Offer, Wishes
+from appliance.compute.offer import offered
+from appliance.config import CONFIG_NAME, Config, load_config
+from appliance.hooks import Compute, Network
 from appliance.node import Node
+from appliance.plugin_loader import PluginLoader, loader_of
 from tests.bench.figure import cpu_of
 from tests.cluster.fakes import HYPERVISOR_ROLES, FakeCluster
 
@@ -28,13 +37,35 @@ AT_ONCE = 50
 """Nodes of one process."""
 
 _STOP_S = 60.0
+_JOIN_AT_ONCE = 4
+_JOINED = "joined "
+
+
+class FakeNetworks(PluginLoader):
+    """Makes the fake whatever type a network has: the cluster decides that for its real nodes."""
+
+    def create(self, group: str, name: str) -> object:
+        return super().create(group, "fake" if group == Network.group else name)
 
 
 class SimulatedNode(Node):
-    """A node that only holds instances."""
+    """A node that only holds instances, on fakes whatever the cluster has decided of networks."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        network = msgspec.structs.replace(self.config.network, metadata=False)
+        self.config = msgspec.structs.replace(self.config, network=network)
 
     def role_names(self) -> tuple[str, ...]:
         return HYPERVISOR_ROLES
+
+    def _make_loader(self) -> PluginLoader:
+        made = super()._make_loader()
+        return FakeNetworks(**{one.name: getattr(made, one.name) for one in fields(made)})
+
+
+def ignore(node_name: str) -> None:
+    """Tell nobody."""
 
 
 class Swarm:
@@ -52,25 +83,51 @@ class Swarm:
 
     def start(self) -> None:
         """Start all; those that hear of them are asked when they know them."""
-        for first in range(0, len(self._folders), AT_ONCE):
-            folders = self._folders[first : first + AT_ONCE]
-            with self._log.open("ab") as log:
-                self._processes.append(
-                    subprocess.Popen(
-                        [
-                            *("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", *self._prefix),
-                            *(sys.executable, "-m", "tests.cluster.swarm", *map(str, folders)),
-                        ],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                    )
-                )
+        for folders in self._by_process():
+            self._spawn(folders)
         for process in self._processes:
-            assert process.stdout is not None
-            said = process.stdout.readline()
-            if not said:
-                raise AssertionError(self._log.read_text()[-4000:])
+            self._wait_up(process, ignore)
+
+    def join(self, given: Sequence[str], say: Callable[[str], None]) -> None:
+        """Let all join a cluster, and start them; no more than one process does so at a time.
+
+        :param given: a token for each.
+        :param say: told the name of each that has joined.
+        """
+        left = list(given)
+        for folders in self._by_process():
+            process = self._spawn(folders, "--join")
+            assert process.stdin is not None
+            process.stdin.write("".join(f"{left.pop(0)}\n" for _ in folders).encode())
+            process.stdin.flush()
+            self._wait_up(process, say)
+
+    def _by_process(self) -> list[list[Path]]:
+        starts = range(0, len(self._folders), AT_ONCE)
+        return [self._folders[first : first + AT_ONCE] for first in starts]
+
+    def _spawn(self, folders: Sequence[Path], *options: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    *("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", *self._prefix),
+                    *(sys.executable, "-m", "tests.cluster.swarm", *options, *map(str, folders)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self._processes.append(process)
+        return process
+
+    def _wait_up(self, process: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.decode().strip()
+            if not text.startswith(_JOINED):
+                return
+            say(text.removeprefix(_JOINED))
+        raise AssertionError(self._log.read_text()[-4000:])
 
     @property
     def cpu_s(self) -> float:
@@ -109,14 +166,19 @@ def swarm_of(cluster: FakeCluster, count: int) -> Swarm:
     return Swarm([node.folder for node in nodes], cluster.folder / "swarm.log")
 
 
-def main(folders: Sequence[str]) -> None:
+def main() -> None:
     """Run nodes until the input ends."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster.swarm", description=__doc__)
+    parser.add_argument("--join", action="store_true", help="let them join a cluster before")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path)
+    options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(threadName)s %(message)s")
-    nodes = [
-        SimulatedNode(settings.overlay(load_config(Path(folder) / CONFIG_NAME)))
-        for folder in folders
-    ]
+    paths = [folder / CONFIG_NAME for folder in options.folders]
     with ThreadPoolExecutor(8) as pool:
+        if options.join:
+            given = [sys.stdin.buffer.readline().decode() for _ in paths]
+            _join_all(paths, given)
+        nodes = [SimulatedNode(settings.overlay(load_config(path))) for path in paths]
         list(pool.map(SimulatedNode.start, nodes))
         print(f"{len(nodes)} nodes run", flush=True)
         sys.stdin.buffer.read()
@@ -124,5 +186,29 @@ def main(folders: Sequence[str]) -> None:
         list(pool.map(lambda node: node.stop(max(until - time.monotonic(), 1.0)), nodes))
 
 
+def _join_all(paths: Sequence[Path], given: Sequence[str]) -> None:
+    def join(path: Path, token: str) -> str:
+        one = Joining(
+            config=load_config(path),
+            config_path=path,
+            token=tokens.parse(token),
+            wishes=Wishes(),
+            offer=_offer,
+        )
+        return one.run().node_name
+
+    with ThreadPoolExecutor(_JOIN_AT_ONCE) as pool:
+        for name in pool.map(join, paths, given):
+            print(f"{_JOINED}{name}", flush=True)
+
+
+def _offer(config: Config) -> Offer:
+    """Return what a node pretends to offer."""
+    name = config.compute.driver
+    driver = Compute(name, loader_of(config).create(Compute.group, name))
+    vcpus, memory_mib, disk_gib = offered(driver.capacity(), config.compute)
+    return Offer(vcpus=vcpus, memory_mib=memory_mib, disk_gib=disk_gib)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
