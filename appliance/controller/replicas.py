@@ -1,4 +1,4 @@
-"""Images that only one node holds get a second one, so that they outlive the first."""
+"""Images that too few nodes hold get one more, so that they outlive any of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def note_images(parts: NodeParts, question: Inventory) -> None:
 
 
 def replicate(parts: NodeParts) -> None:
-    """Ask nodes to fetch images that only one node holds; nothing on a lone node.
+    """Ask nodes to fetch images that too few hold; nothing on a lone node.
 
     One controller at a time does. What gets lost is asked for again.
     """

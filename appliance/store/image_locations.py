@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Struct
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Select, case, delete, func, insert, select
 
 from appliance.model import ImageHolder, ImageRef
 from appliance.store import Transaction
 from appliance.store.schema import image_locations, images, node_status, nodes
 
 _MOST = 20
+_COPIES = 2
 _IS_MEMBER = nodes.c.removed_at.is_(None) & (nodes.c.address != "")
 
 
 class Copying(Struct, frozen=True, kw_only=True):
-    """An image that one node holds, and that another shall hold, too."""
+    """An image that too few nodes hold, and one that shall hold it, too."""
 
     image: ImageRef
     node_id: str
@@ -69,12 +70,14 @@ def holders(tx: Transaction, digests: Iterable[str], but: str = "") -> dict[str,
 
 
 def lonely(tx: Transaction) -> list[Copying]:
-    """Return images that only one node holds, each with an up node that could hold it, too.
+    """Return images that too few nodes hold, each with an up node that could hold it, too.
+
+    Two are to hold an image though any one hypervisor may not have what it says it has: so two
+    control nodes, or one and two hypervisors, or three hypervisors.
 
     At most 20, any of them, as some may have no room anywhere; none where there is no other node
     for instances.
     """
-    table = image_locations
     takers = (
         select(nodes.c.id, nodes.c.roles)
         .join(node_status, node_status.c.node_id == nodes.c.id)
@@ -82,24 +85,19 @@ def lonely(tx: Transaction) -> list[Copying]:
         .order_by(func.random())
     )
     able = [row.id for row in tx.execute(takers) if "compute" in row.roles.split()]
-    members = select(nodes.c.id).where(_IS_MEMBER)
-    alone = (
-        select(table.c.sha256, func.min(table.c.node_id).label("node_id"))
-        .where(table.c.node_id.in_(members))
-        .group_by(table.c.sha256)
-        .having(func.count() == 1)
-        .subquery()
-    )
+    too_few = _too_few().subquery()
     query = (
-        select(images, alone.c.node_id.label("held_by"))
-        .join(alone, alone.c.sha256 == images.c.sha256)
+        select(images)
+        .join(too_few, too_few.c.sha256 == images.c.sha256)
         .where(images.c.deleted_at.is_(None), images.c.state == "available")
         .order_by(func.random())
         .limit(_MOST)
     )
+    rows = tx.execute(query).all()
+    held = _who_hold(tx, {row.sha256 for row in rows})
     found: dict[str, Copying] = {}
-    for number, row in enumerate(tx.execute(query)):
-        others = [node_id for node_id in able if node_id != row.held_by]
+    for number, row in enumerate(rows):
+        others = [node_id for node_id in able if node_id not in held[row.sha256]]
         if others and row.sha256 not in found:
             ref = ImageRef(
                 image_id=row.id,
@@ -110,3 +108,25 @@ def lonely(tx: Transaction) -> list[Copying]:
             )
             found[row.sha256] = Copying(image=ref, node_id=others[number % len(others)])
     return list(found.values())
+
+
+def _too_few() -> Select[tuple[str]]:
+    """Return the digests of which there may be less than two copies, if one hypervisor lies."""
+    table = image_locations
+    may_lie = func.max(case((nodes.c.is_control.is_(True), 0), else_=1))
+    return (
+        select(table.c.sha256)
+        .join(nodes, nodes.c.id == table.c.node_id)
+        .where(_IS_MEMBER)
+        .group_by(table.c.sha256)
+        .having(func.count() - may_lie < _COPIES)
+    )
+
+
+def _who_hold(tx: Transaction, digests: Iterable[str]) -> dict[str, set[str]]:
+    table = image_locations
+    query = select(table.c.sha256, table.c.node_id).where(table.c.sha256.in_(sorted(digests)))
+    found: dict[str, set[str]] = {}
+    for row in tx.execute(query):
+        found.setdefault(row.sha256, set()).add(row.node_id)
+    return found

@@ -23,11 +23,17 @@ def add_image(site: Site, name: str, *, state: str = "available") -> str:
 
 
 def add_member(
-    site: Site, name: str, *, is_up: bool = True, roles: tuple[str, ...] = ("compute",)
+    site: Site,
+    name: str,
+    *,
+    is_up: bool = True,
+    is_control: bool = False,
+    roles: tuple[str, ...] = ("compute",),
 ) -> str:
     def add(tx: Transaction) -> None:
         node = Node(node_id=name, name=name, zone="z", roles=roles)
         members.enrol(tx, node, certificate="", address=f"{name}:1", approved=(0, 0, 0))
+        members.certify(tx, name, certificate="", is_control=is_control, address=f"{name}:1")
         if is_up:
             nodes.seen(tx, name, "boot", nodes.Condition())
 
@@ -87,13 +93,13 @@ def test_those_that_are_down_are_asked_last_and_removed_ones_never(site: Site) -
 
 def test_an_image_on_one_node_wants_another(site: Site) -> None:
     image_id = add_image(site, "a")
-    add_member(site, "n1")
+    add_member(site, "n1", is_control=True)
     hold(site, "n1", "a")
     assert site.store.read(image_locations.lonely) == [], "there is no other node"
     add_member(site, "api", roles=("api",))
     add_member(site, "down", is_up=False)
     assert site.store.read(image_locations.lonely) == [], "none that holds instances"
-    add_member(site, "n2")
+    add_member(site, "n2", is_control=True)
     found = site.store.read(image_locations.lonely)
     assert [(one.image.image_id, one.image.size_bytes, one.node_id) for one in found] == [
         (image_id, 7, "n2")
@@ -103,6 +109,48 @@ def test_an_image_on_one_node_wants_another(site: Site) -> None:
     site.store.transaction(lambda tx: members.expel(tx, "n2"))
     add_member(site, "n3")
     assert [one.node_id for one in site.store.read(image_locations.lonely)] == ["n3"]
+
+
+def takers(site: Site) -> set[str]:
+    """Return who may be asked to fetch the only image: any of them, as one never knows."""
+    asked = (site.store.read(image_locations.lonely) for _ in range(40))
+    return {one.node_id for found in asked for one in found}
+
+
+def test_no_hypervisors_word_keeps_a_second_copy_away(site: Site) -> None:
+    """It may hold what it says or not: with any one of them gone, two nodes are to have it."""
+    add_image(site, "a")
+    add_member(site, "n1", is_control=True)
+    hold(site, "n1", "a")
+    for name in ("liar", "n2", "n3"):
+        add_member(site, name)
+    hold(site, "liar", "a")
+    assert takers(site) == {"n2", "n3"}
+    hold(site, "n2", "a")
+    assert takers(site) == set(), "one of the two is honest, or both are not ours to help"
+
+
+def test_a_copy_on_a_second_control_node_is_enough(site: Site) -> None:
+    add_image(site, "a")
+    add_member(site, "n1", is_control=True)
+    add_member(site, "n2", is_control=True)
+    add_member(site, "n3")
+    hold(site, "n1", "a")
+    hold(site, "n3", "a")
+    assert takers(site) == {"n2"}
+    hold(site, "n2", "a")
+    assert takers(site) == set()
+
+
+def test_what_only_hypervisors_hold_wants_three(site: Site) -> None:
+    add_image(site, "a")
+    for name in ("n1", "n2", "n3", "n4"):
+        add_member(site, name)
+    for name in ("n1", "n2"):
+        hold(site, name, "a")
+    assert takers(site) == {"n3", "n4"}
+    hold(site, "n3", "a")
+    assert takers(site) == set()
 
 
 def test_the_same_bytes_twice_are_fetched_once(site: Site) -> None:
