@@ -621,7 +621,8 @@ class HttpRequest(Value, frozen=True, kw_only=True):
     """A request as it came in, for authentication: nothing decoded, nothing dropped.
 
     ``target`` is the raw path with its query string; header names are in lower case and in order.
-    ``source`` is the peer's address.
+    ``source`` is the peer's address, or that and who says so: ``192.0.2.7 via n3`` came through a
+    node that has no more than its word for it.
     """
 
     method: str

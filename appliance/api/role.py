@@ -42,7 +42,8 @@ class ApiRole:
             gc.freeze()
             server.open()
             if parts.cluster:
-                parts.cluster.doors[PREFIX] = from_members(server.wsgi_app)
+                members = parts.cluster.members
+                parts.cluster.doors[PREFIX] = from_members(server.wsgi_app, members.get)
             log.info("EC2 is on http://%s:%d", parts.config.api.address, server.port)
 
         def stop() -> None:

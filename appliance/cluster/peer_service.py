@@ -10,12 +10,10 @@ from typing import Any
 from appliance.api.tls import PEER_CERTIFICATE, TlsServer
 from appliance.cluster.membership import Membership, WsgiApp
 from appliance.config import Config
+from appliance.proxy import MEMBER_ID as MEMBER_ID
 from appliance.proxy import NOT_TAKEN
 
 log = logging.getLogger(__name__)
-
-MEMBER_ID = "anynode.member"
-"""Where the WSGI environment has the node id of the member that calls; empty for a stranger."""
 
 THREADS = 8
 

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable
 from http.client import responses
+from ipaddress import ip_address
 from typing import Any
 
 from appliance.api.connections import LARGEST_BODY
@@ -13,8 +14,8 @@ from appliance.api.ec2 import errors
 from appliance.api.ec2.protocol.serializer import serialize_error
 from appliance.api.server import RAW_HEADERS
 from appliance.errors import InputError, Unavailable
-from appliance.model import HttpRequest
-from appliance.proxy import PREFIX, SOURCE
+from appliance.model import HttpRequest, Member
+from appliance.proxy import MEMBER_ID, PREFIX, SOURCE
 from appliance.proxy.forward import Forwarder
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ StartResponse = Callable[..., Any]
 WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 RETRY_AFTER_S = 2
+LONGEST_ADDRESS = 45
+LONGEST_SOURCE = 64
+"""Characters that the audit log has room for."""
 
 
 def proxy_app(forwarder: Forwarder) -> WsgiApp:
@@ -45,28 +49,50 @@ def proxy_app(forwarder: Forwarder) -> WsgiApp:
     return app
 
 
-def from_members(app: WsgiApp) -> WsgiApp:
+def from_members(app: WsgiApp, find: Callable[[str], Member | None]) -> WsgiApp:
     """Return an API as members reach it under ``PREFIX``: with the call as it was first made.
 
-    The source that the other member names is believed. For the peer service alone, where every
-    caller has proven to be a member.
+    The source that a control node names is believed; what a hypervisor names stays its word. For
+    the peer service alone, where every caller has proven to be a member.
+
+    :param find: returns the member of an id.
     """
 
     def peer_app(environ: Environ, start: StartResponse) -> Iterable[bytes]:
         headers = environ[RAW_HEADERS]
-        named = [value for name, value in headers if name == SOURCE]
         return app(
             {
                 **environ,
                 "PATH_INFO": environ["PATH_INFO"].removeprefix(PREFIX) or "/",
                 "REQUEST_URI": environ["REQUEST_URI"].removeprefix(PREFIX),
-                "REMOTE_ADDR": named[-1] if named else environ["REMOTE_ADDR"],
+                "REMOTE_ADDR": _source(environ, find(environ[MEMBER_ID])),
                 RAW_HEADERS: [pair for pair in headers if pair[0] != SOURCE],
             },
             start,
         )
 
     return peer_app
+
+
+def _source(environ: Environ, member: Member | None) -> str:
+    """Return where a call came from, and by whose word if that is a hypervisor's.
+
+    Wrong signatures are counted by it: else a hypervisor could spend somebody else's.
+    """
+    named = [value for name, value in environ[RAW_HEADERS] if name == SOURCE]
+    address = _address(named[-1]) if named else ""
+    source = address or str(environ["REMOTE_ADDR"])
+    if member is not None and member.is_control:
+        return source
+    return f"{source} via {member.name if member else 'a stranger'}"[:LONGEST_SOURCE]
+
+
+def _address(text: str) -> str:
+    """Return an address in its usual form; empty when the text is none."""
+    try:
+        return str(ip_address(text)) if len(text) <= LONGEST_ADDRESS else ""
+    except ValueError:
+        return ""
 
 
 def _length(environ: Environ) -> int:

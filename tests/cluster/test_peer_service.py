@@ -128,7 +128,7 @@ def test_silent_connections_hold_up_nobody(service: Service) -> None:
 
 def test_a_call_comes_through_unchanged(service: Service) -> None:
     """The proxy at one end, the API's door at the other, the real TLS server between."""
-    service.cluster.doors[PREFIX] = from_members(service.answer)
+    service.cluster.doors[PREFIX] = from_members(service.answer, service.cluster.members.get)
     context = service.authority.context("two", is_server=False)
     forwarder = Forwarder(lambda: service.members[:1], lambda: context, SystemClock())
     body = b"Action=DescribeInstances&x=%20y+z" + b"a" * 40_000
@@ -145,6 +145,35 @@ def test_a_call_comes_through_unchanged(service: Service) -> None:
     assert (seen["REQUEST_URI"], seen["PATH_INFO"]) == ("/?q=%2F", "/")
     assert seen["REMOTE_ADDR"] == "192.0.2.9"
     assert seen["body"] == body
+
+
+@pytest.mark.faults("hostile: hypervisor", quick=True)
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("192.0.2.9", "192.0.2.9 via two"),
+        ("2001:DB8::9", "2001:db8::9 via two"),
+        ("the operator", "127.0.0.1 via two"),
+        ("", "127.0.0.1 via two"),
+        ("fe80::1%" + "x" * 2000, "127.0.0.1 via two"),
+        ("192.0.2.9 via one", "127.0.0.1 via two"),
+    ],
+)
+def test_where_a_call_came_from_is_a_hypervisors_word(
+    service: Service, said: str, written: str
+) -> None:
+    """Else it could have a user refused at the address that he calls from, for wrong signatures."""
+    two = msgspec.structs.replace(member("two"), is_control=False)
+    service.cluster.members.take(Members(revision=2, members=(service.members[0], two)))
+    service.cluster.doors[PREFIX] = from_members(service.answer, service.cluster.members.get)
+    context = service.authority.context("two", is_server=False)
+    forwarder = Forwarder(lambda: service.members[:1], lambda: context, SystemClock())
+    call = HttpRequest(
+        method="GET", target="/?q", headers=(("host", "h:1"),), body=b"", source=said
+    )
+    assert b"".join(forwarder.send(call).pieces) == b"ok"
+    forwarder.close()
+    assert service.asked[-1]["REMOTE_ADDR"] == written
 
 
 def test_the_list_outlives_the_process(service: Service) -> None:
