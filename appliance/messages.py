@@ -373,7 +373,7 @@ class FetchImage(Message, frozen=True, kw_only=True):
 class PolicyChanged(Message, frozen=True, kw_only=True):
     """To nodes: the policy of a network has a new revision; ask for the difference.
 
-    ``rest_s`` is for how many seconds more such news may wait after the question.
+    It may wait until ``rest_s`` seconds after the last such question, for more to come.
     """
 
     network_id: str

@@ -19,12 +19,6 @@ log = logging.getLogger(__name__)
 FRESH_S = 1.0
 """Seconds for which a policy that has a port is not asked for again to guard the port."""
 
-REST_S = 1.0
-"""Seconds after a question about a policy for which news of it waits: many come as one then.
-
-It is longer where the news says so.
-"""
-
 
 class PolicyKeeper:
     """The policy of each network of this node: what is in force, and how it gets there.
@@ -95,11 +89,13 @@ class PolicyKeeper:
             if answer.reach is not None:
                 self._reach.update(network_id, answer.reach)
 
-    def hear(self, network_id: str, revision: int, rest_s: float = 0.0) -> None:
+    def hear(self, network_id: str, revision: int, rest_s: float) -> None:
         """Catch up with news: at once, or with others that come while its network rests.
 
         Each launch is news to all nodes of its network. What is wanted now is asked for by
         :meth:`guard`; the rest may come together.
+
+        :param rest_s: seconds that shall lie between the last question and this one.
 
         :raises Unavailable: the network role does not answer; what is in force stays.
         """
@@ -107,7 +103,7 @@ class PolicyKeeper:
             if network_id not in self._asked_at:
                 return
             self._heard_of[network_id] = max(revision, self._heard_of.get(network_id, revision))
-            self._rests_s[network_id] = max(rest_s, REST_S)
+            self._rests_s[network_id] = rest_s
         if self._has_rested(network_id):
             self._catch_up(network_id)
 
@@ -121,8 +117,8 @@ class PolicyKeeper:
                     log.warning("news of %s could not be followed: %s", network_id, error)
 
     def _has_rested(self, network_id: str) -> bool:
-        rest_s = self._rests_s.get(network_id, REST_S)
-        return self._clock.monotonic() - self._asked_at[network_id] >= rest_s
+        since_s = self._clock.monotonic() - self._asked_at[network_id]
+        return since_s >= self._rests_s[network_id]
 
     def _catch_up(self, network_id: str) -> None:
         """Bring the firewall to the revision that was heard of, or a later one."""

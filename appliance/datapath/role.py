@@ -10,7 +10,7 @@ from pathlib import Path
 from appliance.datapath.metadata_server import MetadataServer
 from appliance.datapath.metadata_tree import Subject as MetadataSubject
 from appliance.datapath.networks import Networks
-from appliance.datapath.policy import REST_S, PolicyKeeper
+from appliance.datapath.policy import PolicyKeeper
 from appliance.datapath.ports import Ports
 from appliance.datapath.reach import ReachKeeper
 from appliance.datapath.record import PortRecord
@@ -42,6 +42,7 @@ api_versions = frozenset({1})
 
 POLICY_SILENCE_S = 3.0
 REPAIR_EVERY_S = 30.0
+FOLLOW_EVERY_S = 0.5
 POLICY_SHARE = 0.4
 """Share of a call's deadline that a question for a policy has: whoever waits for a port learns why
 it has no rules, even when another question about the same network was under way before."""
@@ -80,7 +81,7 @@ class DatapathRole:
                     every_s=POLICY_SILENCE_S,
                     run=lambda: datapath.policies.refresh_silent(POLICY_SILENCE_S),
                 ),
-                Periodic(name="news", every_s=REST_S / 2, run=datapath.policies.follow),
+                Periodic(name="news", every_s=FOLLOW_EVERY_S, run=datapath.policies.follow),
                 Periodic(name="repair", every_s=REPAIR_EVERY_S, run=datapath.repair),
             ),
             start=datapath.start,

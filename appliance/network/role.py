@@ -98,10 +98,8 @@ def bind(parts: NodeParts, question: Bind) -> Bound:
 
 def grants(tx: Transaction, cluster: Membership, question: Bind) -> tuple[ImageGrant, ...]:
     """Return where the node finds the images of an instance that others hold."""
-    spec = instances.specs(tx, [question.instance_id])[question.instance_id]
-    wanted = [device.image for device in spec.block_devices]
-    wanted += [image for image in (spec.kernel, spec.ramdisk) if image]
-    found = image_locations.holders(tx, (one.sha256 for one in wanted), but=question.node_id)
+    wanted = image_locations.wanted_by(tx, question.instance_id)
+    found = image_locations.holders(tx, wanted, but=question.node_id)
     return tuple(
         image_tickets.grant(cluster.signer, sha256, question.node_id, tuple(holders), tx.now)
         for sha256, holders in found.items()

@@ -5,15 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Struct
-from sqlalchemy import Select, case, delete, func, insert, select
+from sqlalchemy import Select, bindparam, case, delete, func, insert, or_, select
 
 from appliance.model import ImageHolder, ImageRef
 from appliance.store import Transaction
-from appliance.store.schema import image_locations, images, node_status, nodes
+from appliance.store.schema import (
+    block_devices,
+    image_locations,
+    images,
+    instances,
+    node_status,
+    nodes,
+)
 
 _MOST = 20
 _COPIES = 2
 _IS_MEMBER = nodes.c.removed_at.is_(None) & (nodes.c.address != "")
+_HOLDERS = (
+    select(image_locations.c.sha256, nodes.c.id, nodes.c.address)
+    .join(nodes, nodes.c.id == image_locations.c.node_id)
+    .join(node_status, node_status.c.node_id == nodes.c.id)
+    .where(
+        image_locations.c.sha256.in_(bindparam("digests", expanding=True)),
+        _IS_MEMBER,
+        nodes.c.id != bindparam("but"),
+    )
+    .order_by(node_status.c.is_up.desc(), image_locations.c.added_at, nodes.c.id)
+)
+_OF_INSTANCE = select(images.c.sha256).where(
+    or_(
+        images.c.id.in_(
+            select(block_devices.c.image_id).where(
+                block_devices.c.instance_id == bindparam("instance_id")
+            )
+        ),
+        *(
+            images.c.id
+            == select(column).where(instances.c.id == bindparam("instance_id")).scalar_subquery()
+            for column in (instances.c.kernel_id, instances.c.ramdisk_id)
+        ),
+    )
+)
 
 
 class Copying(Struct, frozen=True, kw_only=True):
@@ -55,18 +87,15 @@ def holders(tx: Transaction, digests: Iterable[str], but: str = "") -> dict[str,
 
     :param but: a node that is left out.
     """
-    table = image_locations
-    query = (
-        select(table.c.sha256, nodes.c.id, nodes.c.address, node_status.c.is_up)
-        .join(nodes, nodes.c.id == table.c.node_id)
-        .join(node_status, node_status.c.node_id == nodes.c.id)
-        .where(table.c.sha256.in_(sorted(set(digests))), _IS_MEMBER, nodes.c.id != but)
-        .order_by(node_status.c.is_up.desc(), table.c.added_at, nodes.c.id)
-    )
     found: dict[str, list[ImageHolder]] = {}
-    for row in tx.execute(query):
+    for row in tx.execute(_HOLDERS, {"digests": sorted(set(digests)), "but": but}):
         found.setdefault(row.sha256, []).append(ImageHolder(node_id=row.id, address=row.address))
     return found
+
+
+def wanted_by(tx: Transaction, instance_id: str) -> list[str]:
+    """Return the digests of the images that an instance boots from."""
+    return list(tx.execute(_OF_INSTANCE, {"instance_id": instance_id}).scalars())
 
 
 def lonely(tx: Transaction) -> list[Copying]:

@@ -45,7 +45,7 @@ KEPT_CHANGES = 2000
 REST_S = 1.0
 """Seconds for which news of a policy waits after news before it, and a node after its question."""
 
-ASKED_PER_S = 50
+ASKED_PER_S = 25
 """Nodes that may ask about a network within a second, while its news goes on: more rest longer."""
 
 _BUMP = (
@@ -152,29 +152,49 @@ def changed(tx: Transaction, vpc_id: str, changes: Iterable[Change]) -> dict[str
     for network_id, revision in revisions.items():
         if revision % 100 == 0:
             _forget_old(tx, network_id, revision - KEPT_CHANGES)
-        tx.announce_later(f"policy of {network_id}", partial(news, network_id=network_id))
+        if any(change.kind == "rules" for change in rows):
+            about, read = "rules", rules_news
+        else:
+            about, read = "members", members_news
+        tx.announce_later(f"{about} of {network_id}", partial(read, network_id=network_id))
     return revisions
 
 
-def news(tx: Transaction, network_id: str) -> Announcement:
-    """Return what the nodes that hold ports of a network are told: its revision of now.
+def rules_news(tx: Transaction, network_id: str) -> Announcement:
+    """Return what the nodes that hold ports of a network are told when rules have changed.
+
+    Somebody has asked for just that, and may have to rely on it.
+    """
+    return Announcement(_to_holders(tx, network_id, is_urgent=True))
+
+
+def members_news(tx: Transaction, network_id: str) -> Announcement:
+    """Return what they are told when instances have come or gone.
 
     Each launch is news to all of them, and each of them asks: the more there are, the more of it
     comes as one.
     """
+    told = _to_holders(tx, network_id, is_urgent=False)
+    # Less than the nodes rest: who has rested waits for no news that rests itself.
+    return Announcement(told, _rest_s(len(told)) - REST_S / 2)
+
+
+def _rest_s(holders: int) -> float:
+    return max(REST_S, holders / ASKED_PER_S)
+
+
+def _to_holders(
+    tx: Transaction, network_id: str, *, is_urgent: bool
+) -> list[tuple[str, PolicyChanged]]:
     holders = tx.execute(_HOLDERS, {"network_id": network_id}).all()
-    rest_s = max(REST_S, len(holders) / ASKED_PER_S)
-    return Announcement(
-        [
-            (
-                node_topic("datapath", row.id),
-                PolicyChanged(network_id=network_id, revision=row.policy_revision, rest_s=rest_s),
-            )
-            for row in holders
-        ],
-        # A node that rested waits for no news that rests itself.
-        rest_s / 2,
-    )
+    rest_s = 0.0 if is_urgent else _rest_s(len(holders))
+    return [
+        (
+            node_topic("datapath", row.id),
+            PolicyChanged(network_id=network_id, revision=row.policy_revision, rest_s=rest_s),
+        )
+        for row in holders
+    ]
 
 
 def _forget_old(tx: Transaction, network_id: str, revision: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from anynode_firewall_fake import FakeFirewall
 
-from appliance.datapath.policy import REST_S, PolicyKeeper
+from appliance.datapath.policy import PolicyKeeper
 from appliance.datapath.reach import ReachKeeper
 from appliance.errors import Unavailable
 from appliance.hooks import Firewall
@@ -18,6 +18,7 @@ from appliance.testing.network import make_network
 
 NETWORK = make_network("fake")
 NET = NETWORK.network_id
+REST_S = 1.0
 
 
 class Clock:
@@ -61,9 +62,9 @@ class Place:
         self.keeper.refresh(NET)
         self.controls.asked.clear()
 
-    def hear(self, revision: int) -> None:
+    def hear(self, revision: int, rest_s: float = REST_S) -> None:
         self.controls.revision = revision
-        self.keeper.hear(NET, revision)
+        self.keeper.hear(NET, revision, rest_s)
 
     def revision(self) -> int:
         return self.firewall.state().revisions[NET]
@@ -93,6 +94,17 @@ def test_many_news_are_one_question(place: Place) -> None:
     assert place.revision() == 19
 
 
+def test_urgent_news_does_not_wait(place: Place) -> None:
+    place.hear(2)
+    assert place.controls.asked == []
+    place.hear(3, rest_s=0.0)
+    assert place.controls.asked == [1]
+    place.clock.at += REST_S
+    place.keeper.follow()
+    assert place.controls.asked == [1]
+    assert place.revision() == 3
+
+
 def test_what_came_with_another_question_is_not_asked_for(place: Place) -> None:
     place.hear(2)
     place.keeper.refresh(NET)
@@ -102,7 +114,7 @@ def test_what_came_with_another_question_is_not_asked_for(place: Place) -> None:
 
 
 def test_news_of_what_is_not_here_is_nothing(place: Place) -> None:
-    place.keeper.hear("subnet-other", 7)
+    place.keeper.hear("subnet-other", 7, REST_S)
     place.clock.at += REST_S
     place.keeper.follow()
     assert place.controls.asked == []

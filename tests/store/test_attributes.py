@@ -72,7 +72,7 @@ def test_a_bound_port_leaves_and_joins_under_one_revision(site: Site) -> None:
         ("joined", one, address),
         ("joined", two, address),
     }
-    assert told == [f"policy of {site.network_id}"]
+    assert told == [f"members of {site.network_id}"]
     noted, _ = change_groups(site, instance_id, two)
     assert noted[1:] == [("left", one, address)]
 

@@ -8,6 +8,7 @@ from appliance.model import ImageHolder
 from appliance.store import Transaction, image_locations, images, members, nodes
 from appliance.store.images import NewImage
 from appliance.store.nodes import Node
+from appliance.store.schema import instances
 from tests.store.conftest import Site
 
 
@@ -170,3 +171,21 @@ def test_a_deleted_image_is_left_alone(site: Site) -> None:
     hold(site, "n1", "a")
     site.store.transaction(lambda tx: images.delete(tx, image_id))
     assert site.store.read(image_locations.lonely) == []
+
+
+def test_an_instance_wants_its_disk_and_what_it_boots(site: Site) -> None:
+    add_image(site, "other")
+    kernel, ramdisk = (add_image(site, name) for name in ("kernel", "ramdisk"))
+    [plain, booting] = site.store.transaction(lambda tx: site.launch(tx, count=2))
+
+    def boot_from(tx: Transaction) -> None:
+        statement = instances.update().where(instances.c.id == booting)
+        tx.execute(statement.values(kernel_id=kernel, ramdisk_id=ramdisk))
+
+    site.store.transaction(boot_from)
+
+    def wanted(instance_id: str) -> set[str]:
+        return set(site.store.read(lambda tx: image_locations.wanted_by(tx, instance_id)))
+
+    [own] = wanted(plain)
+    assert wanted(booting) == {own, sha("kernel"), sha("ramdisk")}

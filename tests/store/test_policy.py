@@ -19,6 +19,7 @@ from appliance.firewall.policy import apply_delta
 from appliance.messages import GetPolicy, PolicyChanged, node_topic
 from appliance.model import NetworkPolicy
 from appliance.store import (
+    Announcement,
     Transaction,
     attributes,
     confirmations,
@@ -206,4 +207,16 @@ def test_news_go_to_the_nodes_that_hold_ports(site: Site) -> None:
     assert isinstance(news, PolicyChanged)
     assert topic == node_topic("datapath", holder)
     assert (news.network_id, news.revision) == (site.network_id, revision)
+    assert news.rest_s == announcement.rest_s == 0.0, "somebody relies on a rule"
+
+    def join(tx: Transaction) -> Callable[[Transaction], Announcement]:
+        policy.changed(tx, site.vpc_id, [policy.Change(kind="joined", subject=site.group_id)])
+        [read] = tx.news.values()
+        return read
+
+    announcement = site.store.read(site.store.transaction(join))
+    [(topic, news)] = announcement.messages
+    assert isinstance(news, PolicyChanged)
+    assert topic == node_topic("datapath", holder)
+    assert 0 < announcement.rest_s < news.rest_s
     assert stranger in site.node_ids
