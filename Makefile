@@ -45,6 +45,7 @@ test-faults: setup-cluster image ## run the whole matrix of faults, which takes 
 	@setup/as-root .venv/bin/python -m pytest -m faults
 
 bench: setup-cluster image ## measure what things cost: a table, and var/bench.json
+	@setup/as-root .venv/bin/python setup/bench.py
 	@setup/as-root .venv/bin/python -m tests.bench
 
 lint: setup ## check style and types

@@ -118,13 +118,16 @@ def main() -> None:
     kept = {} if options.upgrade else locked(HERE / "requirements-clients.txt")
     clients = resolve(HERE / "requirements-clients.in", {**kept, **versions})
     sandbox = resolve(HERE / "requirements-sandbox.in", versions)
+    compared = {} if options.upgrade else locked(HERE / "requirements-bench.txt")
+    bench = resolve(HERE / "requirements-bench.in", {**compared, **versions})
     searches = finders()
-    everything = {**clients, **versions}
+    everything = {**bench, **clients, **versions}
     hashes = {name: hashes_of(name, version, searches) for name, version in everything.items()}
     write(HERE / "requirements.in", versions, hashes)
     write(HERE / "requirements-build.in", build, hashes)
     write(HERE / "requirements-clients.in", clients, hashes)
     write(HERE / "requirements-sandbox.in", sandbox, hashes)
+    write(HERE / "requirements-bench.in", bench, hashes)
     print(f"lock: {len(everything)} packages, {sum(map(len, hashes.values()))} files")
 
 

@@ -69,6 +69,22 @@ BENCHMARKS = (
         files=_SERVICES,
     ),
     Benchmark(
+        name="cluster-takeover",
+        what="launches by others when the only process of a node's roles is killed",
+        measure=_of("takeover"),
+        needs_root=True,
+        programs=("epmd",),
+        files=_SERVICES,
+    ),
+    Benchmark(
+        name="cluster-heartbeats",
+        what="the heartbeats of a thousand nodes",
+        measure=_of("heartbeats"),
+        needs_root=True,
+        programs=("epmd",),
+        files=_SERVICES,
+    ),
+    Benchmark(
         name="firewall-changes",
         what="instances and rules more and less, in a namespace",
         measure=_of("firewall_changes"),
@@ -89,5 +105,13 @@ BENCHMARKS = (
         needs_root=True,
         programs=_NODE,
         files=(_IMAGE,),
+    ),
+    Benchmark(
+        name="cluster-node",
+        what="a real node with all roles in a cluster of two: memory, a minute of idleness",
+        measure=_of("cluster_node"),
+        needs_root=True,
+        programs=(*_NODE, "epmd"),
+        files=(_IMAGE, *_SERVICES),
     ),
 )

@@ -71,11 +71,12 @@ def _idle(place: Place, seconds: float) -> Figures:
     share = (cpu_of(pid) - before) / (time.monotonic() - began)
     return {
         "idle node: CPU of one core": Figure(round(share * 100, 3), "%", 1.0),
-        "idle node: resident memory": Figure(_resident_mb(pid), "MB", 160.0),
+        "idle node: resident memory": Figure(resident_mb(pid), "MB", 160.0),
     }
 
 
-def _resident_mb(pid: int) -> float:
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of a process, 10^6 bytes."""
     found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return round(int(found[1]) * 1024 / 1e6, 1)
@@ -109,7 +110,7 @@ def _launches(cloud: Cloud, rounds: int) -> Figures:
         "launch, floor: qemu-img create": ms(statistics.median(disks)),
         "launch, floor: createXML": ms(statistics.median(domains)),
         "launch: what we add to the floor": ms(statistics.median(added), round(most_ms, 1)),
-        "node after launches: resident memory": Figure(_resident_mb(cloud.place.pid), "MB", 160.0),
+        "node after launches: resident memory": Figure(resident_mb(cloud.place.pid), "MB", 160.0),
     }
 
 

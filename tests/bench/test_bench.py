@@ -13,11 +13,16 @@ from tests.bench.__main__ import lacks, main, table
 from tests.bench.benchmarks import BENCHMARKS
 from tests.bench.figure import Benchmark, Figure, Figures, cpu_of
 
+LONG = ("cluster-takeover", "cluster-heartbeats", "cluster-node")
+"""What takes many seconds even in a tiny form: it is gone through with the matrix."""
+
+_QUICK = [one.name for one in BENCHMARKS if one.name not in ("node", *LONG)]
+_ALL = [*_QUICK, *(pytest.param(one, marks=pytest.mark.faults("bench: tiny")) for one in LONG)]
+
 
 @pytest.mark.node
-@pytest.mark.parametrize(
-    "name", [one.name for one in BENCHMARKS if one.name != "node"], ids=lambda name: name
-)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", _ALL)
 def test_a_benchmark_runs_in_a_tiny_form(name: str) -> None:
     benchmark = next(one for one in BENCHMARKS if one.name == name)
     if lacking := lacks(benchmark):

@@ -33,7 +33,14 @@ def locked(file: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements", "requirements-build", "requirements-clients", "requirements-sandbox"]
+    "name",
+    [
+        "requirements",
+        "requirements-bench",
+        "requirements-build",
+        "requirements-clients",
+        "requirements-sandbox",
+    ],
 )
 def test_requirements_are_pinned_with_hashes_and_no_addresses(name: str) -> None:
     entries = (SETUP / f"{name}.txt").read_text().replace(" \\\n", " ").splitlines()
