@@ -6,11 +6,15 @@ for ever. What is longer than a name or a number can be is refused with the mess
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+
 from msgspec.structs import replace
 
 from appliance.errors import InputError
 from appliance.messages import Report
 from appliance.model import Reason, TimelineEntry
+from appliance.world import Clock
 
 STATES = frozenset({"running", "stopped", "gone", "failed", "pending"})
 LONGEST_TEXT = 1000
@@ -20,8 +24,40 @@ MOST_CAUSES = 10
 MOST_ENTRIES = 100
 """Entries of one report; a launch on one node has a dozen steps."""
 
+MOST_AN_HOUR = 500
+"""Entries of one instance that a controller writes within an hour: some thirty starts."""
+
+_HOUR_S = 3600.0
+
 COMPUTE = "compute"
 """The role that reports."""
+
+
+class Told:
+    """How many entries of each instance's timeline were written this hour."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._hour = 0
+        self._entries: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self, message: Report) -> tuple[TimelineEntry, ...]:
+        """Return the entries of a report that its instance may still have.
+
+        For reports of who has the instance: another shall not use them up.
+        """
+        if not message.entries:
+            return ()
+        with self._lock:
+            hour = int(self._clock.monotonic() // _HOUR_S)
+            if hour != self._hour:
+                self._hour = hour
+                self._entries.clear()
+            left = MOST_AN_HOUR - self._entries[message.instance_id]
+            entries = message.entries[:left]
+            self._entries[message.instance_id] += len(entries)
+        return entries
 
 
 def fitting(message: Report) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.bus import Delivery
-from appliance.controller.reported import fitting
+from appliance.controller.reported import Told, fitting
 from appliance.messages import (
     INSTANCE_INITIATED_SHUTDOWN,
     Place,
@@ -19,7 +19,7 @@ from appliance.store.instances import Instance
 from appliance.store.placements import Placement
 
 
-def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
+def report(parts: NodeParts, told: Told, message: Report, delivery: Delivery) -> None:
     """Write a report where (epoch, seq) is newer, and confirm it."""
     message = fitting(message)
 
@@ -27,7 +27,7 @@ def report(parts: NodeParts, message: Report, delivery: Delivery) -> None:
         instance = instances.get(tx, message.instance_id)
         placement = placements.find(tx, message.instance_id, message.epoch)
         if placement and placement.node_id == message.node_id:
-            timeline.record(tx, message.entries)
+            timeline.record(tx, told.take(message))
         if (
             instance
             and placement

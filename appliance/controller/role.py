@@ -9,6 +9,7 @@ from appliance.cluster.doors import close_doors, open_doors
 from appliance.controller import lost, reports
 from appliance.controller.heartbeats import WRITE_EVERY_S, Heartbeats
 from appliance.controller.replicas import EVERY_S, note_images, replicate
+from appliance.controller.reported import Told
 from appliance.controller.roster import Roster
 from appliance.controller.settle import Action, Held, next_action, order_for_holding
 from appliance.hookspecs import NoSettings, PluginContext, hookimpl
@@ -60,11 +61,12 @@ class ControllerRole:
         settings = parts.config.controller
         heartbeats = Heartbeats(parts)
         sweeper = Sweeper(parts, heartbeats)
+        told = Told(parts.world.clock)
         return Role(
             name="controller",
             topic="controller",
             casts={
-                Report: lambda message, delivery: reports.report(parts, message, delivery),
+                Report: lambda message, delivery: reports.report(parts, told, message, delivery),
                 Wanted: lambda message, delivery: wanted(parts, message, delivery),
                 RebootWanted: lambda message, delivery: reboot(parts, message, delivery),
                 DeadLetter: lambda message, delivery: dead_letter(parts, message, delivery),

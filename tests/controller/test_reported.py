@@ -8,6 +8,17 @@ from appliance.controller import reported
 from appliance.errors import InputError
 from appliance.messages import Report, decode, encode
 from appliance.model import Reason, TimelineEntry
+from appliance.world import SystemClock
+
+
+class FakeClock(SystemClock):
+    """A clock that a test puts on."""
+
+    at = 1000.0
+
+    def monotonic(self) -> float:
+        return self.at
+
 
 LONG = "x\0y" * 100_000
 
@@ -51,6 +62,19 @@ def test_entries_are_of_this_copy_by_its_own_role_and_not_too_many() -> None:
     assert reported.fitting(report(entries=others)).entries == ()
     many = tuple(entry(started_at=float(number)) for number in range(5000))
     assert len(reported.fitting(report(entries=many)).entries) == reported.MOST_ENTRIES
+
+
+def test_no_instance_has_more_entries_an_hour_than_its_share() -> None:
+    clock = FakeClock()
+    told = reported.Told(clock)
+    batch = tuple(entry(started_at=float(number)) for number in range(90))
+    counts = [len(told.take(report(entries=batch))) for _ in range(8)]
+    assert sum(counts) == reported.MOST_AN_HOUR
+    assert counts[0] == 90
+    other = report(instance_id="i-2", entries=batch)
+    assert told.take(other) == batch
+    clock.at += 3600
+    assert len(told.take(report(entries=batch))) == 90
 
 
 def test_a_state_that_is_none_is_refused() -> None:

@@ -186,8 +186,10 @@ def questions_for_others(scene: Scene) -> int:
         GetMembers(node_id=victim, known_revision=-1),
     ):
         assert scene.evil.ask("controller", asked)[0] == FAILURE
-    policy = GetPolicy(node_id=victim, network_id="n", known_revision=-1)
-    assert scene.evil.ask("network", policy)[0] == FAILURE
+    networks = {port.network_id for port in scene.cluster.read(store_facts.read).ports.values()}
+    for network_id in ("n", *networks):
+        policy = GetPolicy(node_id=victim, network_id=network_id, known_revision=-1)
+        assert scene.evil.ask("network", policy)[0] == FAILURE
     # That it holds another's is answered with what it should do about that, and changes nothing.
     mine = Inventory(node_id=scene.evil.node_id, boot_id="evil", holdings=(holding,))
     kind, body = scene.evil.ask("controller", mine)
