@@ -107,6 +107,10 @@ class Simulated:
             "firewall": {"driver": "fake"},
             "compute": {"driver": "fake", "injection": ["none"]},
             "images": {"group": "", "folder": str(self._rig.directory / "images")},
+            # What is in a file can be looked into by others than the one who wrote it.
+            "plugins": {
+                group: {"fake": {"survives": True}} for group in ("compute", "network", "firewall")
+            },
         }
         (folder / CONFIG_NAME).write_text(toml_of(settings), encoding="utf-8")
         return folder

@@ -2,7 +2,7 @@
 
 Each is a hypervisor like any other: its own certificate, login and connection to the broker, its
 own record. What it lacks are the roles that only look after a node itself: it moves no roles,
-serves no peers, and answers no EC2.
+gives nobody images, and answers no EC2.
 
 ``python -m tests.cluster.swarm FOLDER…`` runs the nodes whose settings are in these folders, until
 its input ends. It says how many run. With ``--join`` they join a cluster before: a line of input
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import select
 import subprocess
 import sys
 import time
@@ -20,24 +21,36 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from appliance.cluster import settings, tokens
+from appliance.api.tls import TlsServer
+from appliance.cluster import doors, peer_service, settings, tokens
 from appliance.cluster.join import Joining, Offer, Wishes
+from appliance.cluster.member import ASK_EVERY_S
+from appliance.cluster.peer_messages import FACTS
 from appliance.compute.offer import offered
 from appliance.config import CONFIG_NAME, Config, load_config
+from appliance.errors import AnynodeError, Denied
 from appliance.hooks import Compute, Network
+from appliance.messages import GetMembers, Members
 from appliance.node import Node
 from appliance.plugin_loader import PluginLoader, loader_of
+from appliance.verify import door
+from appliance.verify.node_facts import NodeFacts
 from tests.bench.figure import cpu_of
 from tests.cluster.fakes import HYPERVISOR_ROLES, FakeCluster
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 50
 """Nodes of one process."""
 
 _STOP_S = 60.0
 _JOIN_AT_ONCE = 4
+_PEER_THREADS = 1
+_ASK_S = 5.0
 _JOINED = "joined "
 
 
@@ -62,6 +75,51 @@ class SimulatedNode(Node):
     def _make_loader(self) -> PluginLoader:
         made = super()._make_loader()
         return FakeNetworks(**{one.name: getattr(made, one.name) for one in fields(made)})
+
+
+class OpenNode(SimulatedNode):
+    """One that control nodes may look into, as ``anynode verify --cluster`` does."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert self.cluster is not None
+        address, port = self.config.cluster.address, self.config.cluster.port
+        self._peers = TlsServer(
+            address,
+            port,
+            peer_service.peer_app(self.cluster),
+            _PEER_THREADS,
+            name="peer",
+            context=self.cluster.server_context,
+        )
+        self.cluster.doors[FACTS] = doors.door("GET", self._facts)
+
+    def _facts(self, environ: dict[str, Any]) -> NodeFacts:
+        """Return what is here; what the fake holds of a network is told as that network's type."""
+        if not doors.caller(environ).is_control:
+            raise Denied("Only control nodes are told what is on a node.")
+        found = door.told(self.config)
+        types = {one.network.type for one in found.networks.values()}
+        states = {one: state for one in types for state in found.network_states.values()}
+        return msgspec.structs.replace(found, network_states=states)
+
+    def learn_members(self) -> None:
+        """Ask who is in the cluster.
+
+        :raises AnynodeError: nobody answers.
+        """
+        assert self.cluster is not None
+        known = self.cluster.members
+        question = GetMembers(node_id=self.node_id, known_revision=known.current.revision)
+        known.take(self.bus.call("controller", question, Members, _ASK_S))
+
+    def start(self) -> None:
+        super().start()
+        self._peers.open()
+
+    def stop(self, deadline_s: float = _STOP_S) -> None:
+        self._peers.close()
+        super().stop(deadline_s)
 
 
 def ignore(node_name: str) -> None:
@@ -178,12 +236,23 @@ def main() -> None:
         if options.join:
             given = [sys.stdin.buffer.readline().decode() for _ in paths]
             _join_all(paths, given)
-        nodes = [SimulatedNode(settings.overlay(load_config(path))) for path in paths]
-        list(pool.map(SimulatedNode.start, nodes))
+        kind = OpenNode if options.join else SimulatedNode
+        nodes = [kind(settings.overlay(load_config(path))) for path in paths]
+        list(pool.map(lambda node: node.start(), nodes))
         print(f"{len(nodes)} nodes run", flush=True)
-        sys.stdin.buffer.read()
+        _wait_for_end([node for node in nodes if isinstance(node, OpenNode)])
         until = time.monotonic() + _STOP_S / 2
         list(pool.map(lambda node: node.stop(max(until - time.monotonic(), 1.0)), nodes))
+
+
+def _wait_for_end(nodes: Sequence[OpenNode]) -> None:
+    """Wait until the input ends; meanwhile nodes learn who else there is."""
+    while not select.select([sys.stdin], [], [], ASK_EVERY_S)[0]:
+        for node in nodes:
+            try:
+                node.learn_members()
+            except AnynodeError as error:
+                log.warning("%s learnt no members: %s", node.config.node_name, error.message)
 
 
 def _join_all(paths: Sequence[Path], given: Sequence[str]) -> None:

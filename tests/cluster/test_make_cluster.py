@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from appliance.ec2_client import Ec2Client, Ec2Credentials, read_env_file
 from tests.cluster.__main__ import ENV, RECORD, find_keeper, main
-from tests.cluster.cluster import HOST_LINK
-from tests.cluster.simulated import MOST, ZONE
+from tests.cluster.cluster import HOST_LINK, Cluster, ignore
+from tests.cluster.region import Region
+from tests.cluster.simulated import MOST, PLENTY, ZONE, Simulated
 from tests.node.conftest import NEEDED
 from tests.rig import ROOT, wait_for
 from tests.rig.fixtures import require
@@ -119,3 +120,21 @@ def test_ctrl_c_while_it_forms_leaves_nothing() -> None:
     assert "Interrupted: removing what there is." in said
     assert not find_keeper()
     assert not Path("/sys/class/net", HOST_LINK).exists()
+
+
+@pytest.mark.node
+@pytest.mark.timeout(300)
+@pytest.mark.faults("cluster: on one machine")
+@pytest.mark.usefixtures("nothing_is_left")
+def test_all_is_well_with_simulated_nodes_that_hold_instances(tmp_path: Path) -> None:
+    with Cluster(("n1",), settings=PLENTY) as cluster, Simulated(cluster, 3, ignore) as simulated:
+        cluster.form()
+        simulated.join()
+        region = Region(cluster, tmp_path)
+        made = region.launch(6, Placement={"AvailabilityZone": ZONE})
+        cluster.first.verify()
+        nodes = {one["name"]: one for one in cluster.first.cli_json("node", "list")}
+        assert sum(nodes[name]["instances"] for name in simulated.names) == len(made)
+        cluster.first.cli("node", "drain", "s1")
+        held = cluster.first.cli_json("node", "list")
+        assert [one["name"] for one in held if not one["accepts_instances"]] == ["s1"]
