@@ -346,7 +346,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     """To ``controller``: a node is alive; what it has, and what it offers with overcommit.
 
     ``versions`` are those of messages that it understands, ``roles`` those that run; ``problems``
-    say by role why one that should run does not.
+    say by role why one that should run does not. ``buses`` are the brokers that it is connected
+    to, without logins, first the one that it sends over.
     """
 
     from_hypervisor: ClassVar[bool] = True
@@ -361,6 +362,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     release: str = ""
     roles: tuple[str, ...] = ()
     problems: dict[str, str] = {}
+    buses: tuple[str, ...] = ()
 
 
 class FetchImage(Message, frozen=True, kw_only=True):

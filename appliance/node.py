@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from appliance import bus as message_bus
 from appliance import node_folders
-from appliance.bus import Bus
+from appliance.bus import Bus, MovingBus, Place
 from appliance.cluster.membership import MEMBER_ROLE, Membership
 from appliance.config import Config
 from appliance.ending import Countdown, end_threads
@@ -68,11 +68,15 @@ HEARTBEAT = "heartbeat"
 
 
 class Vital(Struct, frozen=True, kw_only=True):
-    """How a node is; ``problems`` say by role why one does not run."""
+    """How a node is; ``problems`` say by role why one does not run.
+
+    ``buses`` are the brokers that it is connected to, see :class:`appliance.bus.MovingBus`.
+    """
 
     release: str = ""
     roles: tuple[str, ...] = ()
     problems: dict[str, str] = {}
+    buses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,7 @@ class Node:
         self.roles: dict[str, Role] = {}
         self.problems: dict[str, str] = {}
         self._is_stopped = False
+        self._told = Vital()
         self._rounds: dict[str, Rounds] = {}
         self._changing = threading.RLock()
         self._nodes: list[Node] = [self]
@@ -216,6 +221,7 @@ class Node:
             tls=self.cluster.bus_tls if self.cluster else None,
             signer=self.cluster.signer if self.cluster else None,
             declares=needs_store,
+            also=self.cluster.also_bus if self.cluster else None,
         )
         return store, bus
 
@@ -319,7 +325,12 @@ class Node:
     def vital(self) -> Vital:
         """Return how the roles are."""
         roles = tuple(name for name in self.role_names() if name in {*self.roles})
-        return Vital(release=_release(), roles=roles, problems=dict(self.problems))
+        problems = dict(self.problems)
+        bus = self._bus if isinstance(self._bus, MovingBus) else None
+        if bus and (trouble := bus.trouble()):
+            problems["bus"] = trouble
+        buses = bus.places() if bus else ()
+        return Vital(release=_release(), roles=roles, problems=problems, buses=buses)
 
     def follow(self, config: Config) -> None:
         """Bring a node of a cluster to other settings: roles come and go while the others go on.
@@ -335,17 +346,28 @@ class Node:
             if self._was_removed():
                 self._leave()
                 return
-            before = self.vital()
             has_store = self._store is not None
             needs_store = bool(STORE_ROLES.intersection(config.node.roles))
-            is_same = _without_roles(config) == _without_roles(self.config)
-            if is_same and has_store == needs_store:
+            is_same = _steady(config) == _steady(self.config)
+            if is_same and has_store == needs_store and self._move_bus(config):
                 self.config = config
                 self._follow_roles()
             else:
                 self._begin_anew(config)
-            if self.vital() != before:
+            now = self.vital()
+            if now != self._told:
+                self._told = now
                 self._hurry(HEARTBEAT)
+
+    def _move_bus(self, config: Config) -> bool:
+        """Go on over the broker of the settings; ``False``: only another bus can."""
+        if not isinstance(self._bus, MovingBus) or self.cluster is None:
+            return config.bus.url == self.config.bus.url
+        urls = tuple(message_bus.urls_of(config))
+        if urls == (message_bus.LOCAL,):
+            return False
+        place = Place(urls=urls, tls=self.cluster.bus_tls)
+        return self._bus.move(place, self.cluster.also_bus)
 
     def _hurry(self, work: str) -> None:
         for rounds in self._rounds.values():
@@ -554,6 +576,9 @@ def _place_of(role: str) -> tuple[int, str]:
     return place, role
 
 
-def _without_roles(config: Config) -> Config:
+def _steady(config: Config) -> Config:
+    """Return settings without what may change while roles go on."""
     node = msgspec.structs.replace(config.node, roles=())
-    return msgspec.structs.replace(config, node=node)
+    return msgspec.structs.replace(
+        config, node=node, bus=msgspec.structs.replace(config.bus, url="")
+    )

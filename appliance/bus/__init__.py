@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
@@ -109,6 +108,39 @@ class TlsFiles(Struct, frozen=True, kw_only=True):
     key: Path | None = None
 
 
+class Place(Struct, frozen=True, kw_only=True):
+    """A broker: its URLs with the node's login, and how it is met over TLS."""
+
+    urls: tuple[str, ...]
+    tls: TlsFiles | None = None
+
+
+@runtime_checkable
+class MovingBus(Protocol):
+    """A bus that can go on over another broker while its roles work."""
+
+    def move(self, place: Place, also: Place | None = None) -> bool:
+        """Send over a broker from now on, and hear another, too. Safe to repeat.
+
+        Any other is left, once all that came from it is settled. ``False``: the login is another
+        one, for which a bus of its own is to be opened; nothing was changed.
+
+        :raises ConfigError: a file of ``tls`` cannot be used.
+        """
+        ...
+
+    def places(self) -> tuple[str, ...]:
+        """Return the brokers that there is a connection to, without logins, commas between URLs.
+
+        The one that is sent over comes first, those that are being left last.
+        """
+        ...
+
+    def trouble(self) -> str:
+        """Return which broker there is no connection to; empty when all is well."""
+        ...
+
+
 def open(  # noqa: A001 - it is called as bus.open
     config: Config,
     world: World,
@@ -119,6 +151,7 @@ def open(  # noqa: A001 - it is called as bus.open
     tls: TlsFiles | None = None,
     signer: Signer | None = None,
     declares: bool = True,
+    also: Place | None = None,
 ) -> Bus:
     """Return the bus of a node, which begins to work with :meth:`Bus.start`.
 
@@ -131,6 +164,7 @@ def open(  # noqa: A001 - it is called as bus.open
         signed and nothing need be.
     :param declares: whether the login may declare durable queues, as a control node's may. For a
         hypervisor they are declared by who admits it; until then its connection is tried again.
+    :param also: a broker that is heard, too, see :class:`MovingBus`.
     :raises ConfigError: a URL is none of a bus, or a file of ``tls`` cannot be used.
     """
     chosen = list(urls) or urls_of(config)
@@ -141,14 +175,15 @@ def open(  # noqa: A001 - it is called as bus.open
         if store is None:
             raise ConfigError("The bus local: keeps its messages in the store; there is none.")
         return LocalBus(store, world, **settings)
-    for url in chosen or [""]:
+    for url in [*(chosen or [""]), *(also.urls if also else ())]:
         if not url.startswith(("amqp://", "amqps://")):
             raise ConfigError(
                 f"There is no bus for {without_password(url)!r}.",
                 hint="bus.url is local:, or amqp:// or amqps:// URLs with commas between.",
             )
-    if tls:
-        tls_context(tls)
+    for files in (tls, also.tls if also else None):
+        if files:
+            tls_context(files)
     from appliance.bus.amqp import AmqpBus
 
     return AmqpBus(
@@ -156,9 +191,10 @@ def open(  # noqa: A001 - it is called as bus.open
         world,
         store=store,
         node_id=node_id,
-        tls=partial(tls_context, tls) if tls else None,
+        tls=tls,
         signer=signer,
         declares=declares,
+        also=also,
         **settings,
     )
 

@@ -12,19 +12,20 @@ What is asked of a role of the same process is answered in the process, broker o
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import pika
 
-from appliance.bus import Delivery, failure, topology
+from appliance.bus import Delivery, Place, TlsFiles, failure, tls_context, topology
 from appliance.bus.amqp_arrival import NOBODY, AmqpArrival, DeadArrival, what_was_sent
 from appliance.bus.amqp_link import MOST_BYTES, Incoming, Link, Outgoing
+from appliance.bus.amqp_links import Links, Urls
 from appliance.bus.guard import Guard, Signer
 from appliance.bus.intake import Intake
 from appliance.bus.letters import Letters
@@ -32,6 +33,7 @@ from appliance.bus.local import ask_here
 from appliance.bus.news import News
 from appliance.bus.relay import Finish, Relay, wait_for
 from appliance.bus.shares import MOST_AT_ONCE, Shares
+from appliance.bus.urls import without_login
 from appliance.errors import AnynodeError, Denied, InputError, Stale, Unavailable
 from appliance.lanes import Lanes
 from appliance.messages import DeadLetter, Message, decode, encode
@@ -58,6 +60,7 @@ class AmqpBus:
     :param urls: brokers of one cluster, with the login, in the order in which they are tried.
     :param store: where the outbox is; ``None`` in a process whose roles reach no store.
     :param declares: whether its login may declare durable queues; else they must be there.
+    :param also: a broker that is heard, too, see :class:`appliance.bus.MovingBus`.
     """
 
     def __init__(
@@ -69,14 +72,15 @@ class AmqpBus:
         node_id: str,
         attempts: int,
         lanes: int,
-        tls: Callable[[], ssl.SSLContext] | None = None,
+        tls: TlsFiles | None = None,
         signer: Signer | None = None,
         declares: bool = True,
+        also: Place | None = None,
     ) -> None:
         self._store = store
         self._world = world
         self._node_id = node_id
-        self._login = pika.URLParameters(urls[0]).credentials.username
+        self._login = _login_of(tuple(urls))
         self.guard = Guard(self._login, node_id, signer, world.clock)
         self._letters = Letters(store, world.clock) if store is not None else None
         self._intake = Intake(
@@ -88,19 +92,16 @@ class AmqpBus:
         )
         self._asking, self._telling = Shares(MOST_AT_ONCE), Shares(MOST_AT_ONCE)
         self._process = f"{node_id}.{uuid.uuid4().hex[:12]}"
-        self._link = Link(
-            urls,
-            world,
-            tls=tls,
-            name=self._process,
-            declared=(*topology.shared_queues(), topology.node_queue(node_id)) if declares else (),
-            receive=self._receive,
-            unroutable=self._unroutable,
+        self._declared = (
+            (*topology.shared_queues(), topology.node_queue(node_id)) if declares else ()
         )
+        places = _places(Place(urls=tuple(urls), tls=tls), also)
+        self._tls = {place.urls: place.tls for place in places}
+        self._links = Links(self._make_link, [place.urls for place in places])
         self._hints = Lanes("hint", 1)
         self._asked: dict[str, _Answers] = {}
         self._lock = threading.Lock()
-        self._is_started = self._is_connecting = False
+        self._is_started = False
         self._silenced: set[str] = set()
         self._relay: Relay | None = None
         self._news: News | None = None
@@ -108,6 +109,27 @@ class AmqpBus:
             self._relay = Relay(store, world, self._publish)
             self._news = News(store, world.clock, self.announce)
             store.on_commit(self._committed)
+
+    def _make_link(self, urls: Urls) -> Link:
+        def receive(incoming: Incoming) -> None:
+            self._receive(link, incoming)
+
+        files = self._tls[urls]
+        link = Link(
+            urls,
+            self._world,
+            tls=partial(tls_context, files) if files else None,
+            name=self._process,
+            declared=self._declared,
+            receive=receive,
+            unroutable=self._unroutable,
+        )
+        return link
+
+    @property
+    def _link(self) -> Link:
+        """The connection that is sent over."""
+        return self._links.first
 
     def serve(self, role: Role) -> None:
         self._intake.serve(role)
@@ -148,19 +170,29 @@ class AmqpBus:
             self._news.stop(deadline_s)
         if self._relay:
             self._relay.stop(deadline_s)
-        self._link.stop(deadline_s)
+        self._links.stop(deadline_s)
 
     def well_for_s(self) -> float:
         return self._link.well_for_s()
 
+    def move(self, place: Place, also: Place | None = None) -> bool:
+        places = _places(place, also)
+        if any(_login_of(one.urls) != self._login for one in places):
+            return False
+        self._tls |= {one.urls: one.tls for one in places}
+        self._links.move([one.urls for one in places])
+        return True
+
+    def places(self) -> tuple[str, ...]:
+        return tuple(_shown(urls) for urls in self._links.places())
+
+    def trouble(self) -> str:
+        missing = [_shown(urls) for urls in self._links.missing()]
+        return f"There is no connection to {' and '.join(missing)}." if missing else ""
+
     def _connect(self) -> Link:
         """Return the connection, which begins with the first that is sent, or the start."""
-        with self._lock:
-            is_first = not self._is_connecting
-            self._is_connecting = True
-        if is_first:
-            self._link.start()
-        return self._link
+        return self._links.start()
 
     def _follow(self) -> None:
         """Take what comes for the roles that are here and can work."""
@@ -171,7 +203,7 @@ class AmqpBus:
             heard = [role for topic, role in roles.items() if topic not in self._silenced]
         hearing = [role for role in heard if role.hears]
         topics = {role.topic for role in hearing} | {role.group_topic for role in hearing}
-        self._link.want(
+        self._links.want(
             {topology.queue_of(role.topic) for role in heard},
             {f"hint.{topic}" for topic in topics if topic},
         )
@@ -317,19 +349,19 @@ class AmqpBus:
 
     # -- receiving ----------------------------------------------------------------------------
 
-    def _receive(self, incoming: Incoming) -> None:
+    def _receive(self, link: Link, incoming: Incoming) -> None:
         if incoming.queue == topology.DEAD_QUEUE:
-            self._intake.accept(self._arrival(DeadArrival, incoming))
+            self._intake.accept(self._arrival(DeadArrival, link, incoming))
             return
         verb, _, topic = incoming.key.partition(".")
         if verb == "cast":
-            self._receive_cast(incoming)
+            self._receive_cast(link, incoming)
             return
-        self._link.acknowledge(incoming)
+        link.acknowledge(incoming)
         if len(incoming.body) > MOST_BYTES:
             log.warning("dropped a %s of %d bytes", incoming.key, len(incoming.body))
         elif verb == "call":
-            self._answer(incoming, topic)
+            self._answer(link, incoming, topic)
         elif verb == "reply":
             answers = self._asked.get(incoming.properties.correlation_id or "")
             # One that comes too late is dropped.
@@ -338,15 +370,15 @@ class AmqpBus:
         elif verb == "hint" and incoming.properties.app_id != self._process:
             self._receive_hint(incoming, topic)
 
-    def _receive_cast(self, incoming: Incoming) -> None:
+    def _receive_cast(self, link: Link, incoming: Incoming) -> None:
         message_id = incoming.properties.message_id or ""
         if not 0 < len(message_id) <= LONGEST_ID or len(incoming.body) > MOST_BYTES:
-            self._link.give_up(incoming)
+            link.give_up(incoming)
             return
-        self._intake.accept(self._arrival(AmqpArrival, incoming))
+        self._intake.accept(self._arrival(AmqpArrival, link, incoming))
 
-    def _arrival(self, kind: type[AmqpArrival], incoming: Incoming) -> AmqpArrival:
-        return kind(self._link, self.guard, self._store, self._letters, incoming)
+    def _arrival(self, kind: type[AmqpArrival], link: Link, incoming: Incoming) -> AmqpArrival:
+        return kind(link, self.guard, self._store, self._letters, incoming)
 
     def _receive_hint(self, incoming: Incoming, topic: str) -> None:
         """Have a hint heard, unless too many of the same node wait: it may get lost."""
@@ -384,7 +416,7 @@ class AmqpBus:
             return []
         return self._intake.announce(topic, message)
 
-    def _answer(self, incoming: Incoming, topic: str) -> None:
+    def _answer(self, link: Link, incoming: Incoming, topic: str) -> None:
         asked = incoming.properties
         clock = self._world.clock
         until = clock.monotonic() + int(asked.expiration or 0) / 1000
@@ -399,7 +431,8 @@ class AmqpBus:
             if not key.startswith("reply.") or (asked.expiration and clock.monotonic() > until):
                 return
             properties = self._properties(key, kind, number, body, correlation_id=number)
-            self._link.send(Outgoing(key, body, properties))
+            # Whoever asks hears every broker that its own process is at.
+            (link if link.wait_up(0) else self._link).send(Outgoing(key, body, properties))
 
         share = self._share(incoming)
         if not self._asking.take(share):
@@ -425,6 +458,18 @@ class AmqpBus:
         except AnynodeError as error:
             self._asking.give(share)
             reply(failure.FAILURE, failure.encode(error))
+
+
+def _places(place: Place, also: Place | None) -> list[Place]:
+    return [place, also] if also else [place]
+
+
+def _login_of(urls: Urls) -> str:
+    return str(pika.URLParameters(urls[0]).credentials.username)
+
+
+def _shown(urls: Urls) -> str:
+    return ",".join(without_login(url) for url in urls)
 
 
 def _keep_dead(letter: DeadLetter, delivery: Delivery) -> None:

@@ -42,7 +42,7 @@ class AmqpArrival:
         self._incoming = incoming
         self._is_refused = False
         self._lock = threading.Lock()
-        self._end: Callable[[Incoming], None] | None = None
+        self._end: Callable[[Link, Incoming], None] | None = None
 
     @property
     def message_id(self) -> str:
@@ -76,39 +76,38 @@ class AmqpArrival:
         self._store.transaction(handle)
 
     def settle(self) -> None:
-        self._finish(self._link.acknowledge)
+        self._finish(_acknowledge)
 
     def bury(self, attempts: int, error: str, letter: DeadLetter | None) -> None:
         if self._letters is None:
             # What a broker gives up comes to a controller, who has a place for it.
-            self._finish(self._link.acknowledge if self._is_refused else self._link.give_up)
+            self._finish(_acknowledge if self._is_refused else _give_up)
             return
         self._letters.keep(self.row, attempts, error, letter, self.sender)
-        self._finish(self._link.acknowledge)
+        self._finish(_acknowledge)
 
     def renew(self, other: Arrival) -> None:
         if not isinstance(other, AmqpArrival):
             return
         with self._lock:
-            is_copy = other._incoming.connection == self._incoming.connection
-            if not is_copy:
-                self._incoming = other._incoming
-            end = self._end
-        if is_copy:
-            # The first is still held, and comes again if need be: two would take two places.
-            self._link.acknowledge(other._incoming)
+            is_held, end = self._end is None and self._link.holds(self._incoming), self._end
+            if not is_held:
+                self._link, self._incoming = other._link, other._incoming
+        if is_held:
+            # The first comes again if need be, to this place: two would take two places.
+            other._link.acknowledge(other._incoming)
         elif end:
             # It came again between its end and the moment when that was known everywhere.
-            end(other._incoming)
+            end(other._link, other._incoming)
 
     def release(self) -> None:
-        self._finish(self._link.give_back)
+        self._finish(_give_back)
 
-    def _finish(self, end: Callable[[Incoming], None]) -> None:
+    def _finish(self, end: Callable[[Link, Incoming], None]) -> None:
         with self._lock:
             self._end = end
-            incoming = self._incoming
-        end(incoming)
+            link, incoming = self._link, self._incoming
+        end(link, incoming)
 
 
 class DeadArrival(AmqpArrival):
@@ -162,6 +161,18 @@ def what_was_sent(incoming: Incoming) -> Sent:
         properties.user_id,
         headers,
     )
+
+
+def _acknowledge(link: Link, incoming: Incoming) -> None:
+    link.acknowledge(incoming)
+
+
+def _give_back(link: Link, incoming: Incoming) -> None:
+    link.give_back(incoming)
+
+
+def _give_up(link: Link, incoming: Incoming) -> None:
+    link.give_up(incoming)
 
 
 def _row(sent: Sent, incoming: Incoming) -> OutboxRow:

@@ -7,6 +7,7 @@ again: both are for the bus to bear.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import ssl
 import threading
@@ -45,6 +46,9 @@ OPEN_S = 10.0
 """Seconds that a connection may take from its first packet to its last consumer."""
 
 _TOO_LONG = "A message for {} is too long, {:,} bytes: no broker takes it."
+_numbers = itertools.count(1)
+"""Of connections, each its own: a process may have some to several brokers."""
+
 _BACK_OFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 
@@ -107,6 +111,7 @@ class Link:
         self._unroutable = unroutable
         self._connection: SelectConnection | None = None
         self._number = 0
+        self._held: set[int] = set()
         self._up = threading.Event()
         self._up_since = 0.0
         self._is_stopping = threading.Event()
@@ -125,6 +130,7 @@ class Link:
         self._inward: Channel | None = None
         self._own_queue = ""
         self._sequence = 0
+        self._held = set()
         self._waiting: dict[int, Outgoing] = {}
         self._numbers: dict[str, int] = {}
         self._returned: set[int] = set()
@@ -147,6 +153,28 @@ class Link:
         self._wish(self._close)
         if self._thread:
             self._thread.join(deadline_s)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it was started."""
+        return self._thread is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing that has come awaits its end, and nothing sent its confirmation.
+
+        Where nothing more is consumed it stays so, unless something is sent.
+        """
+        if not self._up.is_set():
+            return True
+        with self._lock:
+            is_quiet = not (self._wishes or self._wanted_queues or self._is_woken)
+        consumes_none = not set(self._consumers) - {self._own_queue}
+        return is_quiet and consumes_none and not self._held and not self._waiting
+
+    def holds(self, incoming: Incoming) -> bool:
+        """Say whether what came is still this connection's to settle."""
+        return incoming.connection == self._number
 
     def wait_up(self, deadline_s: float) -> bool:
         """Wait until there is a connection; say whether there is one."""
@@ -215,7 +243,7 @@ class Link:
 
     def _hold(self, url: str) -> bool:
         """Hold one connection from beginning to end; say whether it ever came up."""
-        self._number += 1
+        self._number = next(_numbers)
         try:
             connection = CarefulConnection(
                 self._parameters(url),
@@ -353,6 +381,7 @@ class Link:
         incoming = Incoming(
             queue, method.routing_key, body, properties, self._number, method.delivery_tag
         )
+        self._held.add(incoming.tag)
         if properties.type == "ping" and queue == self._own_queue:
             self._heard_at = self._world.clock.monotonic()
             self._settle(incoming, is_taken=True)
@@ -444,6 +473,7 @@ class Link:
         channel = self._inward
         if incoming.connection != self._number or channel is None or not channel.is_open:
             return
+        self._held.discard(incoming.tag)
         if is_taken:
             channel.basic_ack(incoming.tag)
         else:

@@ -41,7 +41,7 @@ def depths(
     """
     shown = ", ".join(without_password(url) for url in urls)
     try:
-        broker = pika.BlockingConnection([_parameters(url, tls) for url in urls])
+        broker = pika.BlockingConnection([parameters(url, tls) for url in urls])
     except (AMQPError, OSError) as error:
         raise Unavailable(f"No message broker answers at {shown}: {error!r}.") from error
     try:
@@ -66,10 +66,11 @@ def _depth(broker: pika.BlockingConnection, queue: str) -> Depth:
     return Depth(queue=queue, messages=found.message_count, consumers=found.consumer_count)
 
 
-def _parameters(url: str, tls: ssl.SSLContext | None) -> pika.URLParameters:
-    parameters = pika.URLParameters(url)
-    parameters.socket_timeout = parameters.stack_timeout = _DEADLINE_S
-    parameters.blocked_connection_timeout = _DEADLINE_S
-    if tls and parameters.ssl_options:
-        parameters.ssl_options = pika.SSLOptions(tls, parameters.host)
-    return parameters
+def parameters(url: str, tls: ssl.SSLContext | None) -> pika.URLParameters:
+    """Return how a broker is asked that shall answer soon or not at all."""
+    made = pika.URLParameters(url)
+    made.socket_timeout = made.stack_timeout = _DEADLINE_S
+    made.blocked_connection_timeout = _DEADLINE_S
+    if tls and made.ssl_options:
+        made.ssl_options = pika.SSLOptions(tls, made.host)
+    return made

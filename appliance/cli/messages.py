@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from appliance.cli import messages_move
 from appliance.cli.access import Access, pass_access
 from appliance.cli.output import (
     json_option,
@@ -157,6 +158,9 @@ def requeue(access: Access, message_id: str) -> None:
 
     done = access.change("RequeueMessage", message_id, lambda tx: outbox.requeue(tx, message_id))
     say(f"Message {done} waits for its handler again.")
+
+
+messages.add_command(messages_move.move)
 
 
 @messages.command("drop", short_help="Delete a dead letter, or all that a node has sent.")

@@ -198,15 +198,15 @@ def remove(access: Access, name: str, yes: bool, as_json: bool) -> None:
 
     It must have no instances. To bring it back, let it join anew. Safe to repeat.
     """
-    from appliance.cluster import changes, logins
+    from appliance.cluster import brokers, changes, logins
     from appliance.cluster.management import Management
 
     if not yes and not as_json:
         click.confirm(f"Remove {name} from the cluster?", abort=True)
     keys = access.seal()
-    broker = access.read(lambda tx: logins.stored_access(tx, keys))
     node_id = access.change("RemoveNode", name, lambda tx: changes.remove(tx, name))
-    logins.Logins(Management(broker)).remove(node_id)
+    for broker in access.read(lambda tx: brokers.all_access(tx, keys)):
+        logins.Logins(Management(broker)).remove(node_id)
     if as_json:
         print_json({"node_id": node_id, "name": name})
     else:

@@ -13,12 +13,17 @@ import msgspec
 
 from appliance import seal
 from appliance.bus import topology
+from appliance.bus.urls import with_login
 from appliance.cluster import authority as authorities
-from appliance.cluster import certificates, decided
+from appliance.cluster import brokers, certificates, decided
 from appliance.cluster.certificates import Identity
 from appliance.cluster.decided import Decided
+from appliance.cluster.logins import stored_access
+from appliance.cluster.management import Access
 from appliance.cluster.peer_messages import (
     VERSIONS,
+    BusLoginAnswer,
+    BusLoginRequest,
     JoinAnswer,
     JoinRequest,
     MembershipAnswer,
@@ -68,10 +73,10 @@ class Admission:
     """What a control node answers strangers who have a token, and members.
 
     :param config: the settings of this node.
-    :param logins: returns the logins at the broker, as the store says how that is administered.
+    :param logins: returns the logins at a broker that is administered so.
     """
 
-    def __init__(self, store: Store, config: Config, logins: Callable[[], Logins]) -> None:
+    def __init__(self, store: Store, config: Config, logins: Callable[[Access], Logins]) -> None:
         self._store = store
         self._config = config
         self._logins = logins
@@ -83,6 +88,10 @@ class Admission:
 
     def _seal(self) -> Seal:
         return seal.load(self._key_path)
+
+    def _logins_now(self, sealing: Seal) -> Logins:
+        """Return the logins at the broker that messages are sent over."""
+        return self._logins(self._store.read(lambda tx: stored_access(tx, sealing)))
 
     def authority(self) -> str:
         """Return the certificate of the cluster's authority, PEM, as everybody may see it.
@@ -111,7 +120,7 @@ class Admission:
         sealing = self._seal()
         member, is_new = self._store.transaction(lambda tx: self._enrol(tx, sealing, request))
         try:
-            password = self._logins().admit(request.node_id, is_control=False)
+            password = self._logins_now(sealing).admit(request.node_id, is_control=False)
         except AnynodeError as error:
             log.warning("node %s could not be admitted: %s", request.name, error.message)
             if is_new:
@@ -186,9 +195,9 @@ class Admission:
         answer = MembershipAnswer(is_member=True, members=known, bus_is_ours=what.bus_is_ours)
         if not request.bus_urls or request.bus_urls == what.bus_urls:
             return answer
-        password = self._logins().admit(caller.node_id, is_control=caller.is_control)
+        password = self._logins_now(sealing).admit(caller.node_id, is_control=caller.is_control)
         login = topology.login_of(caller.node_id, is_control=caller.is_control)
-        url = decided.with_login(what.bus_urls, login, password)
+        url = with_login(what.bus_urls, login, password)
         return msgspec.structs.replace(answer, bus_url=url)
 
     def settings(self, caller: Identity) -> SettingsAnswer:
@@ -199,17 +208,37 @@ class Admission:
         sealing = self._seal()
 
         def look(tx: Transaction) -> SettingsAnswer:
-            member = _check_caller(tx, caller)
+            member, what = _check_caller(tx, caller), decided.get(tx, sealing)
             told = decided.settings_of(
-                decided.get(tx, sealing),
+                what,
                 member,
                 members.revision(tx),
                 is_control=caller.is_control,
             )
             keys = seal.text_of(self._key_path) if caller.is_control else ""
-            return SettingsAnswer(settings=told, sealing_keys=keys)
+            return SettingsAnswer(
+                settings=told, sealing_keys=keys, bus_urls=what.bus_urls, also_urls=what.also_urls
+            )
 
         return self._store.read(look)
+
+    def bus_login(self, caller: Identity, request: BusLoginRequest) -> BusLoginAnswer:
+        """Give a member a login, or a new password, at a broker that all shall hear.
+
+        :raises Denied: it is a member no more.
+        :raises Conflict: nodes shall hear another broker by now.
+        :raises Unavailable: the store or the broker is away; to be repeated.
+        """
+        sealing, urls = self._seal(), request.bus_urls
+
+        def look(tx: Transaction) -> Access:
+            _check_caller(tx, caller)
+            return brokers.access_to(tx, sealing, urls)
+
+        access = self._store.read(look)
+        password = self._logins(access).admit(caller.node_id, is_control=caller.is_control)
+        login = topology.login_of(caller.node_id, is_control=caller.is_control)
+        return BusLoginAnswer(bus_url=with_login(urls, login, password))
 
     def renew(self, caller: Identity, request: RenewRequest) -> RenewAnswer:
         """Return a member's next certificate, of the kind that its roles ask for.
@@ -226,11 +255,11 @@ class Admission:
         member = self._store.transaction(lambda tx: _renew(tx, sealing, caller, text))
         if member.is_control == caller.is_control:
             return RenewAnswer(certificate=member.certificate)
-        password = self._logins().admit(member.node_id, is_control=member.is_control)
+        password = self._logins_now(sealing).admit(member.node_id, is_control=member.is_control)
         urls = self._store.read(lambda tx: decided.get(tx, sealing)).bus_urls
         login = topology.login_of(member.node_id, is_control=member.is_control)
         return RenewAnswer(
-            certificate=member.certificate, bus_url=decided.with_login(urls, login, password)
+            certificate=member.certificate, bus_url=with_login(urls, login, password)
         )
 
     def settled(self, caller: Identity) -> None:
@@ -245,7 +274,9 @@ class Admission:
 
         if not self._store.read(is_due):
             return
-        self._logins().retire(caller.node_id, is_control=not caller.is_control)
+        sealing = self._seal()
+        for access in self._store.read(lambda tx: brokers.all_access(tx, sealing)):
+            self._logins(access).retire(caller.node_id, is_control=not caller.is_control)
 
         def revoke(tx: Transaction) -> None:
             if members.revoke_superseded(tx, caller.node_id):
@@ -299,7 +330,7 @@ def _join_answer(tx: Transaction, sealing: Seal, member: Member, password: str) 
         member,
         known.revision,
         is_control=False,
-        bus_url=decided.with_login(what.bus_urls, login, password),
+        bus_url=with_login(what.bus_urls, login, password),
     )
     return JoinAnswer(
         certificate=member.certificate,

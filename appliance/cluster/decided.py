@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Struct
 
+from appliance.bus.urls import without_login
 from appliance.cluster.settings import MemberSettings
 from appliance.config import Config
 from appliance.errors import ConfigError
@@ -25,7 +25,8 @@ _WHOLE = ("network", "quota")
 class Decided(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What holds for all; it holds the store's password.
 
-    ``bus_urls`` are without a login, with commas between. For the rest see ``MemberSettings``.
+    ``bus_urls`` are without a login, with commas between; so are ``also_urls``, those of a broker
+    that is heard, too, while messages move from it or to it. For the rest see ``MemberSettings``.
     """
 
     bus_urls: str
@@ -33,6 +34,8 @@ class Decided(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bus_is_ours: bool = True
     store_is_ours: bool = True
     layers: dict[str, dict[str, Any]] = {}
+    also_urls: str = ""
+    also_is_ours: bool = True
 
 
 def from_config(config: Config, *, bus_is_ours: bool, store_is_ours: bool) -> Decided:
@@ -86,26 +89,11 @@ def settings_of(
         revision=revision,
         bus_url=bus_url,
         bus_is_ours=decided.bus_is_ours,
+        also_is_ours=decided.also_is_ours,
         store_url=decided.store_url if is_control else "",
         store_is_ours=decided.store_is_ours,
         decided=decided.layers,
     )
-
-
-def with_login(urls: str, name: str, password: str) -> str:
-    """Return a broker's URLs, commas between, with a login in place of theirs."""
-    login = f"{quote(name, safe='')}:{quote(password, safe='')}@"
-    return ",".join(_with_user(url, login) for url in urls.split(","))
-
-
-def without_login(urls: str) -> str:
-    """Return a broker's URLs, commas between, without their logins."""
-    return ",".join(_with_user(url, "") for url in urls.split(","))
-
-
-def _with_user(url: str, login: str) -> str:
-    parts = urlsplit(url.strip())
-    return urlunsplit(parts._replace(netloc=f"{login}{parts.netloc.rpartition('@')[2]}"))
 
 
 def joined_address(host: str, port: int) -> str:

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from appliance import seal
 from appliance.api.tls import PEER_CERTIFICATE
-from appliance.cluster import certificates, logins
+from appliance.cluster import certificates
 from appliance.cluster.admission import Admission
 from appliance.cluster.certificates import Identity
 from appliance.cluster.logins import Logins
 from appliance.cluster.management import Management
 from appliance.cluster.membership import WsgiApp
 from appliance.cluster.peer_messages import (
+    BUS_LOGIN,
     JOIN,
     MEMBERSHIP,
     RENEW,
     SETTINGS,
     SETTLED,
+    BusLoginRequest,
     JoinRequest,
     MembershipRequest,
     PeerMessage,
@@ -51,13 +52,11 @@ def open_doors(parts: NodeParts) -> None:
     """Answer at this node's peer service what concerns membership; nothing on a lone node."""
     if parts.cluster is None:
         return
-    store, path = parts.need_store(), seal.key_path(parts.state_dir)
-
-    def logins_now() -> Logins:
-        sealing = seal.load(path)
-        return Logins(Management(store.read(lambda tx: logins.stored_access(tx, sealing))))
-
-    doors = Doors(Admission(store, parts.config, logins_now), parts.world.clock)
+    store = parts.need_store()
+    doors = Doors(
+        Admission(store, parts.config, lambda access: Logins(Management(access))),
+        parts.world.clock,
+    )
     parts.cluster.doors.update(doors.apps())
     parts.cluster.open_doors.update(OPEN)
 
@@ -67,7 +66,7 @@ def close_doors(parts: NodeParts) -> None:
     if parts.cluster is None:
         return
     parts.cluster.open_doors.difference_update(OPEN)
-    for path in (JOIN, MEMBERSHIP, SETTINGS, RENEW, SETTLED):
+    for path in (JOIN, MEMBERSHIP, SETTINGS, BUS_LOGIN, RENEW, SETTLED):
         parts.cluster.doors.pop(path, None)
 
 
@@ -85,6 +84,7 @@ class Doors:
             JOIN: self.join,
             MEMBERSHIP: door("POST", self._membership),
             SETTINGS: door("GET", self._settings),
+            BUS_LOGIN: door("POST", self._bus_login),
             RENEW: door("POST", self._renew),
             SETTLED: door("POST", self._settled),
         }
@@ -117,6 +117,9 @@ class Doors:
 
     def _settings(self, environ: dict[str, Any]) -> PeerMessage:
         return self._admission.settings(caller(environ))
+
+    def _bus_login(self, environ: dict[str, Any]) -> PeerMessage:
+        return self._admission.bus_login(caller(environ), _body(environ, BusLoginRequest))
 
     def _renew(self, environ: dict[str, Any]) -> PeerMessage:
         return self._admission.renew(caller(environ), _body(environ, RenewRequest))

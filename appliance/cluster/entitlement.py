@@ -9,19 +9,24 @@ from typing import TypeVar
 import msgspec
 
 from appliance import seal
+from appliance.bus.urls import without_login
 from appliance.cluster import certificates, peer_client, settings
 from appliance.cluster.certificates import Identity
 from appliance.cluster.membership import AUTHORITY, CERTIFICATE, Membership
 from appliance.cluster.papers import read_or_make_key
 from appliance.cluster.peer_messages import (
+    BUS_LOGIN,
     RENEW,
     SETTINGS,
     SETTLED,
+    BusLoginAnswer,
+    BusLoginRequest,
     PeerMessage,
     RenewAnswer,
     RenewRequest,
     SettingsAnswer,
 )
+from appliance.cluster.settings import MemberSettings
 from appliance.errors import Denied
 from appliance.files import write_whole
 from appliance.model import Member
@@ -102,7 +107,9 @@ class Entitlement:
             raise Denied("The certificate that came is not for this node.")
         if answer.bus_url:
             told = settings.read(self._folder)
-            settings.write(self._folder, msgspec.structs.replace(told, bus_url=answer.bus_url))
+            settings.write(
+                self._folder, msgspec.structs.replace(told, bus_url=answer.bus_url, also_url="")
+            )
         # The certificate last: until it is there all of this is asked for again.
         text = certificates.text_of(certificate)
         write_whole(self._folder / CERTIFICATE, text.encode(), mode=0o644)
@@ -116,12 +123,23 @@ class Entitlement:
             raise Denied("The settings that came are not for this node.")
         if answer.sealing_keys:
             seal.adopt(seal.key_path(self._state_dir), answer.sealing_keys)
-        settings.write(
-            self._folder, msgspec.structs.replace(answer.settings, bus_url=before.bus_url)
+        changed = msgspec.structs.replace(
+            answer.settings,
+            bus_url=self._login_at(answer.bus_urls, before) or before.bus_url,
+            also_url=self._login_at(answer.also_urls, before),
         )
+        settings.write(self._folder, changed)
         if before.is_control and not identity.is_control:
             seal.key_path(self._state_dir).unlink(missing_ok=True)
         self._is_settled = False
+
+    def _login_at(self, urls: str, before: MemberSettings) -> str:
+        """Return the URLs of a broker with this node's login: the one that it has, or a new one."""
+        known = {without_login(one): one for one in (before.bus_url, before.also_url) if one}
+        if not urls or urls in known:
+            return known.get(urls, "")
+        question = BusLoginRequest(bus_urls=urls)
+        return self._ask("POST", BUS_LOGIN, question, BusLoginAnswer).bus_url
 
     def _settle(self, identity: Identity) -> None:
         """End what was before this node's certificate, once it goes by all that came with it."""

@@ -24,8 +24,8 @@ from msgspec.structs import replace
 
 from appliance import node_folders, node_process, seal
 from appliance.bus import topology
+from appliance.bus.urls import with_login
 from appliance.cluster import logins, services
-from appliance.cluster.decided import with_login
 from appliance.cluster.logins import Logins
 from appliance.cluster.management import Access, Management
 from appliance.cluster.membership import folder_of

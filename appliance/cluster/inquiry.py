@@ -10,7 +10,8 @@ import logging
 
 import msgspec
 
-from appliance.cluster import certificates, decided, peer_client, settings
+from appliance.bus.urls import without_login
+from appliance.cluster import certificates, peer_client, settings
 from appliance.cluster.membership import Membership, Removal
 from appliance.cluster.peer_messages import MEMBERSHIP, MembershipAnswer, MembershipRequest
 from appliance.errors import Denied
@@ -31,7 +32,7 @@ def inquire(cluster: Membership, clock: Clock) -> None:
     told = settings.read(cluster.folder)
     question = MembershipRequest(
         known_revision=cluster.members.current.revision,
-        bus_urls=decided.without_login(told.bus_url) if told.bus_url else "",
+        bus_urls=without_login(told.bus_url) if told.bus_url else "",
     )
     asked = [one for one in cluster.members.with_role("controller") if one.is_control]
 
@@ -47,7 +48,7 @@ def inquire(cluster: Membership, clock: Clock) -> None:
     if answer.bus_url:
         log.warning("the cluster has another message broker, says %s", member.name)
         changed = msgspec.structs.replace(
-            told, bus_url=answer.bus_url, bus_is_ours=answer.bus_is_ours
+            told, bus_url=answer.bus_url, bus_is_ours=answer.bus_is_ours, also_url=""
         )
         settings.write(cluster.folder, changed)
 

@@ -37,9 +37,10 @@ class Logins:
     def __init__(self, management: Management) -> None:
         self._broker = management
 
-    def prepare(self) -> None:
-        """Make the exchanges and the queues that all nodes share."""
-        self._broker.import_definitions(self._shared())
+    def prepare(self, node_ids: Iterable[str] = ()) -> None:
+        """Make the exchanges, the queues that all nodes share, and those of some nodes."""
+        queues = [topology.node_queue(one) for one in node_ids]
+        self._broker.import_definitions(self._shared(*queues))
 
     def admit(self, node_id: str, *, is_control: bool) -> str:
         """Make a node's login and its queue; return the login's new password.

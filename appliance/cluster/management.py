@@ -80,6 +80,20 @@ class Management:
             "DELETE", f"/api/connections/username/{_part(user)}", headers={"X-Reason": reason}
         )
 
+    def version(self) -> str:
+        """Return the release of the broker."""
+        return str(self._ask("GET", "/api/overview").get("rabbitmq_version", ""))
+
+    def own_tags(self) -> list[str]:
+        """Return what the login that administers may do."""
+        tags = self._ask("GET", "/api/whoami").get("tags", "")
+        return tags.split(",") if isinstance(tags, str) else [str(one) for one in tags]
+
+    def queues(self) -> list[str]:
+        """Return the names of the durable queues of the virtual host; none where that is not."""
+        found = self._ask("GET", f"/api/definitions/{self._vhost}", accept=(400, 404))
+        return [one["name"] for one in (found or {}).get("queues", ())]
+
     def users(self) -> list[str]:
         """Return the names of all logins."""
         return [one["name"] for one in self._ask("GET", "/api/users?columns=name")]

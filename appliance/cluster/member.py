@@ -186,7 +186,8 @@ class ClusterMember:
     def _inquire(self) -> None:
         """Ask at the doors of control nodes once the bus has been dead for some time."""
         now = self._parts.world.clock.monotonic()
-        is_dead = self._parts.bus.well_for_s() == 0 and now - self._answered_at > INQUIRE_AFTER_S
+        # A broker may well carry what nobody hears: the cluster may have another one by now.
+        is_dead = now - self._answered_at > INQUIRE_AFTER_S
         if not is_dead or not self._cluster.is_told or now - self._inquired_at < INQUIRE_EVERY_S:
             return
         self._inquired_at = now
@@ -240,5 +241,6 @@ class ClusterMember:
                 release=vital.release,
                 roles=vital.roles,
                 problems=vital.problems,
+                buses=vital.buses,
             ),
         )

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from appliance.bus import TlsFiles
+from appliance.bus import Place, TlsFiles
+from appliance.bus.urls import split
 from appliance.cluster import settings as cluster_settings
 from appliance.cluster.members import MemberList
 from appliance.cluster.settings import folder_of as folder_of
@@ -85,6 +86,22 @@ class Membership:
         """How a broker is met that the cluster's authority vouches for; ``None`` for others."""
         if self.is_told and not cluster_settings.read(self.folder).bus_is_ours:
             return None
+        return self.own_tls
+
+    @property
+    def also_bus(self) -> Place | None:
+        """Another broker that this node hears while messages move; ``None`` at other times."""
+        if not self.is_told:
+            return None
+        told = cluster_settings.read(self.folder)
+        if not told.also_url:
+            return None
+        tls = self.own_tls if told.also_is_ours else None
+        return Place(urls=tuple(split(told.also_url)), tls=tls)
+
+    @property
+    def own_tls(self) -> TlsFiles:
+        """How a broker is met that the cluster's authority vouches for."""
         return TlsFiles(
             authority=self.folder / AUTHORITY,
             certificate=self.folder / CERTIFICATE,

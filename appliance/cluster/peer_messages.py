@@ -12,6 +12,7 @@ from appliance.messages import Members
 
 JOIN, SETTINGS, RENEW, SETTLED = "/join", "/settings", "/renew", "/settled"
 MEMBERSHIP = "/membership"
+BUS_LOGIN = "/bus-login"
 FACTS = "/facts"
 
 VERSIONS = (1,)
@@ -56,10 +57,27 @@ class JoinAnswer(PeerMessage, frozen=True, kw_only=True):
 
 
 class SettingsAnswer(PeerMessage, frozen=True, kw_only=True):
-    """What a member is entitled to. ``sealing_keys`` is the key file, for control nodes only."""
+    """What a member is entitled to. ``sealing_keys`` is the key file, for control nodes only.
+
+    ``bus_urls`` and ``also_urls`` are the brokers to be heard, without logins.
+    """
 
     settings: MemberSettings
     sealing_keys: str = ""
+    bus_urls: str = ""
+    also_urls: str = ""
+
+
+class BusLoginRequest(PeerMessage, frozen=True, kw_only=True):
+    """A member has no login at a broker that it is to hear; its URLs are without one."""
+
+    bus_urls: str
+
+
+class BusLoginAnswer(PeerMessage, frozen=True, kw_only=True):
+    """The URLs with the login, which is new."""
+
+    bus_url: str
 
 
 class RenewRequest(PeerMessage, frozen=True, kw_only=True):

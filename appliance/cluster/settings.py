@@ -26,9 +26,10 @@ class MemberSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the cluster has decided for one node; it holds secrets.
 
     ``address`` is where other nodes reach this one, without the port. ``bus_url`` has the login's
-    password in it. ``store_url`` is empty on a hypervisor. That the store or the bus ``is_ours``
-    means that the cluster's own authority vouches for it. ``decided`` maps a section of the
-    settings to what holds on all nodes. ``revision`` is that of the members when it was decided.
+    password in it; ``also_url`` is another broker that is heard, too, while messages move from it
+    or to it. ``store_url`` is empty on a hypervisor. That the store or a bus ``is_ours`` means that
+    the cluster's own authority vouches for it. ``decided`` maps a section of the settings to what
+    holds on all nodes. ``revision`` is that of the members when it was decided.
     """
 
     node_id: str
@@ -43,6 +44,8 @@ class MemberSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bus_is_ours: bool = True
     store_url: str = ""
     store_is_ours: bool = True
+    also_url: str = ""
+    also_is_ours: bool = True
     decided: dict[str, dict[str, Any]] = {}
 
 

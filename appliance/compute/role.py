@@ -192,6 +192,7 @@ class ComputeNode:
                 release=vital.release,
                 roles=vital.roles,
                 problems=vital.problems,
+                buses=vital.buses,
             ),
         )
 

@@ -111,7 +111,7 @@ def _lasting(condition: Condition) -> Condition:
 
 def _deeds(condition: Condition) -> tuple[object, ...]:
     """Return what a node does: an operator may be waiting for it."""
-    return condition.roles, condition.problems
+    return condition.roles, condition.problems, condition.buses
 
 
 class Heartbeats:
@@ -218,6 +218,7 @@ def _beat_of(message: Heartbeat, at: float) -> Beat:
             versions=message.versions,
             roles=message.roles,
             problems=message.problems,
+            buses=message.buses,
         ),
         offer=Offer(message.offered_vcpus, message.offered_memory_mib, message.offered_disk_gib),
         at=at,

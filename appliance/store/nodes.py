@@ -93,6 +93,7 @@ class Condition(Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: tuple[int, ...] = ()
     roles: tuple[str, ...] = ()
     problems: dict[str, str] = {}
+    buses: tuple[str, ...] = ()
 
 
 def join(tx: Transaction, node: Node) -> None:

@@ -18,6 +18,10 @@ class Ends:
 
     def __init__(self) -> None:
         self.acknowledged: list[int] = []
+        self.number = 1
+
+    def holds(self, incoming: Incoming) -> bool:
+        return incoming.connection == self.number
 
     def acknowledge(self, incoming: Incoming) -> None:
         self.acknowledged.append(incoming.connection)
@@ -34,14 +38,26 @@ def arrival(link: Ends, connection: int) -> AmqpArrival:
 def test_what_comes_again_before_the_end_is_acknowledged_in_its_place() -> None:
     link = Ends()
     first, again = arrival(link, 1), arrival(link, 2)
+    link.number = 2
     first.renew(again)
     first.settle()
     assert link.acknowledged == [2]
+
+
+def test_a_copy_over_another_broker_is_acknowledged_and_the_first_in_the_end() -> None:
+    link, other = Ends(), Ends()
+    other.number = 2
+    first, again = arrival(link, 1), arrival(other, 2)
+    first.renew(again)
+    assert (link.acknowledged, other.acknowledged) == ([], [2])
+    first.settle()
+    assert link.acknowledged == [1]
 
 
 def test_what_comes_again_after_the_end_is_acknowledged_at_once() -> None:
     link = Ends()
     first, again = arrival(link, 1), arrival(link, 2)
     first.settle()
+    link.number = 2
     first.renew(again)
     assert link.acknowledged == [1, 2]

@@ -31,6 +31,7 @@ import pytest
 from botocore.config import Config as ClientConfig
 
 from appliance import node_process, seal
+from appliance.bus.urls import without_login
 from appliance.cluster import authority, decided, logins, settings
 from appliance.cluster.settings import MemberSettings
 from appliance.config import CONFIG_NAME, Config, load_config
@@ -176,10 +177,18 @@ class FakeNode:
             ),
         )
 
-    def run_cli(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    def run_cli(
+        self, *arguments: str, seconds: float = 60, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``anynode`` with this node's settings."""
-        command = [sys.executable, "-m", "appliance.cli", "--config", str(self.folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "appliance.cli", "--config", str(self.folder), *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
 
 
 class FakeCluster:
@@ -213,7 +222,7 @@ class FakeCluster:
         keys = seal.load(self._seal_path)
         authority.keep(tx, keys, self._authority.authority)
         what = decided.Decided(
-            bus_urls=decided.without_login(self.vhost.url),
+            bus_urls=without_login(self.vhost.url),
             store_url=self.store_url,
             bus_is_ours=False,
             store_is_ours=False,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.bus.urls import with_login
 from appliance.cluster import decided, settings
 from appliance.cluster.settings import MemberSettings
 from appliance.config import BusSettings, Config, NodeSettings, StoreSettings
@@ -123,5 +124,5 @@ def test_only_a_control_node_is_told_of_the_store(config: Config, is_control: bo
 
 
 def test_a_login_goes_into_every_url() -> None:
-    urls = decided.with_login("amqps://b1:5671/v,amqps://old:pw@b2/v", "h-n1", "a/b@c")
+    urls = with_login("amqps://b1:5671/v,amqps://old:pw@b2/v", "h-n1", "a/b@c")
     assert urls == "amqps://h-n1:a%2Fb%40c@b1:5671/v,amqps://h-n1:a%2Fb%40c@b2/v"

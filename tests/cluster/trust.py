@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from appliance import seal
-from appliance.cluster import certificates, decided, peer_service, settings, tokens
+from appliance.bus.urls import with_login
+from appliance.cluster import certificates, logins, peer_service, settings, tokens
 from appliance.cluster.admission import Admission
 from appliance.cluster.doors import OPEN, Doors
 from appliance.cluster.entitlement import Entitlement
 from appliance.cluster.join import Joining, Offer, Wishes, joining_folder_of
+from appliance.cluster.management import Access
 from appliance.cluster.membership import Membership, folder_of
 from appliance.cluster.papers import ClusterPapers
 from appliance.cluster.tokens import Token
@@ -129,9 +131,12 @@ class ControlNode:
         self.cluster_folder = folder_of(state_dir)
         self.cluster_folder.mkdir(mode=0o700)
         self._found(lone, url)
+        access = Access(urls=("https://admin:pw@192.0.2.1:15671",), vhost="anynode")
+        sealing = seal.load(seal.key_path(state_dir))
+        self.change(lambda tx: logins.keep_access(tx, sealing, access))
         self.config = settings.overlay(lone)
         self.membership = Membership(self.cluster_folder)
-        self.admission = Admission(self.store, self.config, lambda: self.logins)
+        self.admission = Admission(self.store, self.config, lambda _access: self.logins)
         self.membership.doors.update(Doors(self.admission, self.clock).apps())
         self.membership.open_doors.update(OPEN)
         self.server = peer_service.make_server(self.membership, self.config)
@@ -143,7 +148,7 @@ class ControlNode:
             network=lone.network,
             cluster=ClusterSettings(address="127.0.0.1", port=self.port),
             store=StoreSettings(url=url),
-            bus=BusSettings(url=decided.with_login(BUS, f"c-{FIRST_ID}", "first-password")),
+            bus=BusSettings(url=with_login(BUS, f"c-{FIRST_ID}", "first-password")),
         )
         sealing = seal.load(seal.key_path(lone.state_dir))
         papers, row = (
