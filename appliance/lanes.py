@@ -31,7 +31,10 @@ class Lanes:
         self._ready: deque[tuple[str, Callable[[], None]]] = deque()
         self._waiting: dict[str, deque[Callable[[], None]]] = {}
         self._asked: set[Future[Any]] = set()
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        # Apart, or each end of work would wake every thread that waits for some.
+        self._rested = threading.Condition(lock)
         self._running = 0
         self._is_stopping = False
 
@@ -107,8 +110,8 @@ class Lanes:
                     self._changed.notify()
                 else:
                     del self._waiting[key]
-            if self._is_stopping or self._is_quiet():
-                self._changed.notify_all()
+            if self._is_quiet():
+                self._rested.notify_all()
 
     def _is_quiet(self) -> bool:
         return not self._ready and not self._running
@@ -122,7 +125,7 @@ class Lanes:
     def wait_quiet(self, deadline_s: float) -> bool:
         """Wait until there is nothing to do; say whether that came true in time."""
         with self._changed:
-            return self._changed.wait_for(self._is_quiet, deadline_s)
+            return self._rested.wait_for(self._is_quiet, deadline_s)
 
     def stop(self, deadline_s: float) -> bool:
         """Take no more work, finish what runs, drop what waits; say whether it ended in time.
@@ -135,6 +138,8 @@ class Lanes:
             for waiting in self._waiting.values():
                 waiting.clear()
             self._changed.notify_all()
+            if self._is_quiet():
+                self._rested.notify_all()
             asked = tuple(self._asked)
         for answer in asked:
             answer.cancel()
