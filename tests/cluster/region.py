@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ PROJECT, USER = "demo", "admin"
 TYPE = "m1.tiny"
 RUNNING_S = 180.0
 BOOTED_S = 180.0
-MOST_LAUNCHES = 10
 EVERYWHERE = ({"CidrIp": "0.0.0.0/0"},)
 
 
@@ -121,22 +121,35 @@ class Region:
     def launch_on_each(self) -> dict[str, dict[str, Any]]:
         """Launch until each node has an instance; return one of each by the node's name.
 
-        The scheduler takes one of the best few nodes by chance: what is more than one is removed.
+        The scheduler takes one of the best few nodes by chance: what is more than one is removed,
+        and the others take none while one of them is missing.
         """
         found: dict[str, dict[str, Any]] = {}
-        for _ in range(MOST_LAUNCHES):
-            missing = [one.name for one in self.cluster.machines if one.name not in found]
-            if not missing:
-                return found
-            for one in self.launch(len(missing)):
-                instance_id = one["InstanceId"]
-                where = self.home(instance_id).name
-                if where in found:
-                    self.call("TerminateInstances", InstanceIds=[instance_id])
-                    continue
+        for one in self.launch(len(self.cluster.machines)):
+            where = self.home(one["InstanceId"]).name
+            if where in found:
+                self.call("TerminateInstances", InstanceIds=[one["InstanceId"]])
+            else:
                 found[where] = one
-                self._say(f"{instance_id} runs on {where} with {one['PrivateIpAddress']}")
-        raise RuntimeError(f"No instance came to {', '.join(missing)}; see `anynode explain`.")
+        for machine in self.cluster.machines:
+            if machine.name not in found:
+                with self.only(machine.name):
+                    (found[machine.name],) = self.launch()
+        for name, one in found.items():
+            self._say(f"{one['InstanceId']} runs on {name} with {one['PrivateIpAddress']}")
+        return found
+
+    @contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Let no machine but one take instances."""
+        others = [one.name for one in self.cluster.machines if one.name != name]
+        for other in others:
+            self.cluster.first.cli("node", "drain", other)
+        try:
+            yield
+        finally:
+            for other in others:
+                self.cluster.first.cli("node", "undrain", other)
 
     def ssh(
         self, machine: Machine, instance: dict[str, Any], command: str, deadline_s: float = 60

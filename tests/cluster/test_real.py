@@ -57,24 +57,11 @@ def on_each(region: Region, first_on_each: OnEach) -> Iterator[OnEach]:
     for name in [*first_on_each]:
         if region.home(first_on_each[name]["InstanceId"]).name != name:
             region.call("TerminateInstances", InstanceIds=[first_on_each.pop(name)["InstanceId"]])
-            with only(region, name):
+            with region.only(name):
                 (first_on_each[name],) = region.launch()
             region.ping_all(first_on_each)
     yield first_on_each
     region.cluster.first.verify()
-
-
-@contextmanager
-def only(region: Region, name: str) -> Iterator[None]:
-    """Let no node but one take instances."""
-    others = [one.name for one in region.cluster.machines if one.name != name]
-    for other in others:
-        region.cluster.first.cli("node", "drain", other)
-    try:
-        yield
-    finally:
-        for other in others:
-            region.cluster.first.cli("node", "undrain", other)
 
 
 def listed(region: Region, name: str) -> dict[str, Any]:
@@ -210,7 +197,7 @@ def test_roles_move_beside_instances(region: Region, on_each: OnEach) -> None:
 
 
 def test_a_drained_node_keeps_what_it_has(region: Region, on_each: OnEach) -> None:
-    with only(region, "n3"):
+    with region.only("n3"):
         (one,) = region.launch()
         assert region.home(one["InstanceId"]).name == "n3"
         region.call("TerminateInstances", InstanceIds=[one["InstanceId"]])
