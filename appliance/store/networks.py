@@ -266,7 +266,8 @@ def allocate(
 def of_ports(tx: Transaction, port_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the addresses of ports, primary first."""
     found: dict[str, tuple[str, ...]] = {}
-    for row in tx.execute(_OF_PORTS, {"port_ids": list(port_ids)}):
+    ids = list(port_ids)
+    for row in tx.execute(_OF_PORTS, {"port_ids": ids}) if ids else ():
         found[row.port_id] = (*found.get(row.port_id, ()), row.address)
     return found
 

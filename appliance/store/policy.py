@@ -314,6 +314,8 @@ def _ports_on_node(
     else:
         rows = tx.execute(_THESE_ON_NODE, {**of_node, "port_ids": list(port_ids)}).all()
     ids = [row.id for row in rows]
+    if not ids:
+        return ()
     owned = network_rows.of_ports(tx, ids)
     groups: dict[str, list[str]] = {}
     for row in tx.execute(_GROUPS_OF, {"port_ids": ids}):
