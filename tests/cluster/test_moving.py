@@ -167,6 +167,18 @@ def assert_at(cluster: FakeCluster, vhost: VirtualHost) -> None:
 
 
 @pytest.mark.faults(MOVED, quick=True)
+def test_messages_move(cluster: FakeCluster, elsewhere: VirtualHost) -> None:
+    move(cluster["n1"], elsewhere)
+    assert_at(cluster, elsewhere)
+    assert_nothing_left(cluster, cluster.vhost)
+    (instance_id,) = cluster.launch(via=cluster["n3"])
+    cluster.wait_state("running", instance_id, via=cluster["n2"])
+    cluster["n3"].client().terminate_instances(InstanceIds=[instance_id])
+    move(cluster["n2"], None, "--back")
+    assert_at(cluster, cluster.vhost)
+
+
+@pytest.mark.faults(MOVED)
 def test_no_launch_is_lost_on_the_way(cluster: FakeCluster, elsewhere: VirtualHost) -> None:
     pids = {one.process.pid for one in cluster.nodes.values() if one.process}
     with launching(cluster):
@@ -280,6 +292,7 @@ def test_a_login_goes_by_what_each_broker_holds(
     assert_at(cluster, cluster.vhost)
 
 
+@pytest.mark.faults(MOVED)
 def test_what_cannot_be_is_refused(
     cluster: FakeCluster, elsewhere: VirtualHost, rabbitmq: Broker
 ) -> None:
