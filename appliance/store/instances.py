@@ -37,9 +37,24 @@ from appliance.store.schema import (
 )
 
 _GIVEN: BindParameter[Any] = bindparam("ids", expanding=True)
-_FIND = select(instances).where(instances.c.id.in_(_GIVEN)).order_by(instances.c.id)
-_FIND_PLACED = _FIND.add_columns(nodes.c.zone.label("node_zone")).outerjoin(
-    nodes, nodes.c.id == instances.c.node_id
+# What decides about an instance, without what only its node needs: user data may be long.
+_DECIDING = select(
+    *(
+        instances.c[name]
+        for name in (
+            *("id", "project_id", "reservation_id", "request_id", "instance_type"),
+            *("vcpus", "memory_mib", "disk_gib", "zone", "desired", "revision", "state"),
+            *("epoch", "seq", "attempts", "node_id", "launched_at", "progress_at"),
+            *("reason_code", "reason_message"),
+        )
+    )
+)
+_FIND = _DECIDING.where(instances.c.id.in_(_GIVEN)).order_by(instances.c.id)
+_FIND_PLACED = (
+    select(instances, nodes.c.zone.label("node_zone"))
+    .outerjoin(nodes, nodes.c.id == instances.c.node_id)
+    .where(instances.c.id.in_(_GIVEN))
+    .order_by(instances.c.id)
 )
 _PLACED = (
     update(instances)
@@ -146,7 +161,7 @@ def without_progress(tx: Transaction, since: float) -> list[Instance]:
         InstanceState.STOPPING.value,
         InstanceState.SHUTTING_DOWN.value,
     ]
-    query = select(instances).where(
+    query = _DECIDING.where(
         or_(
             instances.c.state.in_(transitional),
             and_(
@@ -287,8 +302,7 @@ def ending_on_down_nodes(tx: Transaction) -> list[Instance]:
         instances.c.desired == Desired.TERMINATED.value,
     )
     query = (
-        select(instances)
-        .join(node_status, node_status.c.node_id == instances.c.node_id)
+        _DECIDING.join(node_status, node_status.c.node_id == instances.c.node_id)
         .join(
             placements,
             and_(
