@@ -336,6 +336,11 @@ BROKER_ALARM = _error(
     "The cluster's broker takes no messages, since its memory or disk is used up.",
     "Make room on its machine; it goes on by itself.",
 )
+MOVE_UNFINISHED = _warning(
+    "N5.MOVE_UNFINISHED",
+    "Messages are on their way from one broker to another: both must run, and nodes hear both.",
+    "Run `anynode messages move` again: it goes on where it was. `--back` takes it back.",
+)
 OBSERVED = _warning(
     "N4.OBSERVED",
     "An observer plugin has something to say; it brings codes of its own.",

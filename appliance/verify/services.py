@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance import seal
-from appliance.cluster import logins, services
+from appliance.cluster import brokers, logins, services
 from appliance.cluster.management import Management
 from appliance.config import Config
 from appliance.errors import AnynodeError, Denied, Unavailable
@@ -26,14 +26,19 @@ def look_here(config: Config) -> Iterator[Finding]:
 
 
 def look_at_broker(config: Config) -> Iterator[Finding]:
-    """Ask the broker for its alarms; needs the key file and the store of a control node."""
+    """Ask the broker for its alarms, and whether messages still move to it or away from it.
+
+    It needs the key file and the store of a control node.
+    """
     key_path = seal.key_path(config.state_dir)
     if config.bus.url == "local:" or not os.access(key_path, os.R_OK):
         return
     try:
         if read_store(config, lambda tx: cluster_secrets.sealed(tx, logins.ACCESS)) is None:
             return
-        access = read_store(config, lambda tx: logins.stored_access(tx, seal.load(key_path)))
+        keys = seal.load(key_path)
+        yield from _unfinished_move(read_store(config, lambda tx: brokers.last_move(tx, keys)))
+        access = read_store(config, lambda tx: logins.stored_access(tx, keys))
         alarms = Management(access).alarms()
     except (Unavailable, Denied) as error:
         yield codes.BROKER_AWAY.found("the broker", error.message)
@@ -43,6 +48,12 @@ def look_at_broker(config: Config) -> Iterator[Finding]:
         return
     for alarm in alarms:
         yield codes.BROKER_ALARM.found("the broker", f"The broker takes no messages: {alarm}.")
+
+
+def _unfinished_move(move: brokers.Move | None) -> Iterator[Finding]:
+    if move and not move.is_done:
+        text = f"Messages move from {move.source.urls} to {move.target.urls}, and have not all."
+        yield codes.MOVE_UNFINISHED.found("the broker", text)
 
 
 def private_files(state_dir: Path) -> list[Path]:

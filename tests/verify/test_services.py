@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from appliance import seal, verify
-from appliance.cluster import logins, services
+from appliance.cluster import brokers, logins, services
 from appliance.cluster.management import Access
 from appliance.cluster.services import postgresql, rabbitmq
 from appliance.config import BusSettings
 from appliance.errors import ConfigError
+from appliance.store import Transaction
 from appliance.verify import facts
 from tests.chain.conftest import MakeChain, make_chain  # noqa: F401
 from tests.chain.harness import Chain
@@ -77,3 +78,35 @@ def test_a_broker_that_does_not_answer(chain: Chain) -> None:
     found = [one for one in verify.check(config) if one.code == "N5.BROKER_AWAY"]
     assert [one.level for one in found] == ["error"]
     assert "canary-password" not in found[0].message
+
+
+def test_messages_that_have_not_all_moved(chain: Chain) -> None:
+    sealing = seal.load(seal.key_path(chain.config.state_dir))
+    source, target = (
+        brokers.Broker(
+            urls=f"amqp://127.0.0.1:{port}",
+            is_ours=False,
+            access=Access(
+                urls=(f"http://admin:canary-password@127.0.0.1:{port}",), vhost="anynode"
+            ),
+        )
+        for port in (1, 2)
+    )
+    store = facts.open_store(chain.config)
+
+    def write(move: brokers.Move) -> None:
+        def keep(tx: Transaction) -> None:
+            logins.keep_access(tx, sealing, target.access)
+            brokers.keep_move(tx, sealing, move)
+
+        store.transaction(keep)
+
+    config = msgspec.structs.replace(chain.config, bus=BusSettings(url="amqp://127.0.0.1:2"))
+    write(brokers.Move(source=source, target=target))
+    [found] = [one for one in verify.check(config) if one.code == "N5.MOVE_UNFINISHED"]
+    assert found.level == "warning"
+    assert "amqp://127.0.0.1:1 to amqp://127.0.0.1:2" in found.message
+    assert "canary-password" not in found.message
+    write(brokers.Move(source=source, target=target, is_done=True))
+    assert "N5.MOVE_UNFINISHED" not in codes(config)
+    store.close()
