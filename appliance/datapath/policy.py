@@ -7,7 +7,7 @@ import threading
 
 from appliance.bus import Bus
 from appliance.datapath.reach import ReachKeeper
-from appliance.errors import AnynodeError, Conflict, Stale
+from appliance.errors import AnynodeError, Conflict, NotFound, Stale
 from appliance.firewall.policy import apply_delta, without_unused_groups
 from appliance.hooks import Firewall
 from appliance.messages import GetPolicy, PolicyAnswer
@@ -143,6 +143,11 @@ class PolicyKeeper:
                 continue
             try:
                 self.refresh(network_id)
+            except NotFound as error:
+                self._asked_at[network_id] = self._clock.monotonic()
+                # A launch that ended before its rules were asked for leaves a network behind.
+                level = logging.WARNING if network_id in self._policies else logging.DEBUG
+                log.log(level, "policy of %s is not known: %s", network_id, error)
             except AnynodeError as error:
                 log.warning("policy of %s could not be brought up to date: %s", network_id, error)
 

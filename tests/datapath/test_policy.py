@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from anynode_firewall_fake import FakeFirewall
 
 from appliance.datapath.policy import PolicyKeeper
 from appliance.datapath.reach import ReachKeeper
-from appliance.errors import Unavailable
+from appliance.errors import NotFound, Unavailable
 from appliance.hooks import Firewall
 from appliance.messages import GetPolicy, PolicyAnswer
 from appliance.model import PolicyDelta
@@ -35,13 +36,15 @@ class Controls:
     def __init__(self) -> None:
         self.revision = 1
         self.asked: list[int] = []
-        self.is_away = False
+        self.is_away = self.is_unknown = False
 
     def call(self, topic: str, question: GetPolicy, answer: type[Any], deadline_s: float) -> Any:
         assert topic == "network"
         self.asked.append(question.known_revision)
         if self.is_away:
             raise Unavailable("Nobody answers.")
+        if self.is_unknown:
+            raise NotFound("There is no such network.")
         if question.known_revision < 0:
             return PolicyAnswer(policy=make_policy(NETWORK, self.revision))
         delta = PolicyDelta(
@@ -130,3 +133,20 @@ def test_nobody_answers(place: Place) -> None:
     place.clock.at += 1.0
     place.keeper.refresh_silent(REST_S)
     assert place.revision() == 2
+
+
+def test_a_network_that_is_not_ours_is_asked_for_in_peace(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.controls.is_unknown = True
+    place.keeper.watch("subnet-other")
+    with caplog.at_level(logging.INFO):
+        place.keeper.refresh_silent(3.0)
+        place.keeper.refresh_silent(3.0)
+        assert place.controls.asked == [-1], "it rests like others"
+        assert caplog.messages == []
+        place.clock.at += 3.5
+        place.keeper.refresh_silent(3.0)
+    assert f"policy of {NET} is not known" in caplog.text
+    assert "subnet-other" not in caplog.text
+    assert place.revision() == 1, "rules that are in force stay"
