@@ -417,7 +417,8 @@ class Node:
         self._store, self._bus, self._is_store_ready = store, bus, False
         self.plugins = self._make_loader()
         self.problems.clear()
-        self.start()
+        if not self._is_stopped:
+            self.start()
 
     @property
     def port(self) -> int:
@@ -520,7 +521,11 @@ class Node:
         long: whatever has not ended within ``deadline_s`` seconds in all is logged and left.
         """
         self._is_stopped = True
-        self._end_roles(Countdown(deadline_s))
+        countdown = Countdown(deadline_s)
+        # Whoever brings it to other settings now would start roles after these have ended.
+        if self._changing.acquire(timeout=min(countdown.left_s(_PART_S), _ROUND_S)):
+            self._changing.release()
+        self._end_roles(countdown)
         for node in self._nodes:
             if not node._lock.closed:
                 node._lock.close()

@@ -70,6 +70,8 @@ class Tokens:
             raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
         except (UnicodeEncodeError, binascii.Error):
             return 0
+        if base64.urlsafe_b64encode(raw).decode() != token:
+            return 0  # another way to write the same
         nonce, seal = raw[: _NONCE_BYTES + 8], raw[_NONCE_BYTES + 8 :]
         if not hmac.compare_digest(seal, self._seal(nonce, network_id, instance_id)):
             return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,7 +125,7 @@ def gather_here(config: Config, *, is_asked_inside: bool = False) -> NodeFacts:
         network_states=states,
         firewall=firewall,
         directories=frozenset(path.name for path in directories),
-        partial_files=tuple(str(file) for path in directories for file in path.glob(".*.partial")),
+        partial_files=tuple(file for path in directories for file in _partial_files(path)),
         image_files=read("the image store", lambda: _image_files(config), ()),
         users=tuple(_users(config)),
         members_revision=_members_revision(config),
@@ -191,6 +192,14 @@ def _decoded(bodies: Mapping[str, bytes] | None, form: type[T]) -> dict[str, T]:
 
 def _directories(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _partial_files(folder: Path) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []  # the instance went meanwhile
+    return [str(folder / name) for name in names if fnmatch(name, ".*.partial")]
 
 
 def _image_files(config: Config) -> tuple[StoredFile, ...]:

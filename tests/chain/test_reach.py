@@ -51,7 +51,7 @@ def add_node(chain: Chain) -> None:
 def chain(make_chain: MakeChain, monkeypatch: pytest.MonkeyPatch) -> Chain:
     # The node must not be asked what it holds: it would be told to remove what has moved. Nor may
     # it wait with other news until it is.
-    monkeypatch.setattr("appliance.datapath.policy.REST_S", 0.0)
+    monkeypatch.setattr("appliance.store.policy._rest_s", lambda holders: 0.0)
     made = make_chain(compute={"inventory_every_s": 600.0})
     add_node(made)
     return made

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -70,3 +73,31 @@ def test_roles_come_and_go_as_the_store_says(chain: Chain) -> None:
     wait_until(lambda: "scheduler" in node.roles, "it takes the role on again")
     assert {*ids} == {*chain.machine.running()}
     chain.wait_for("running", *chain.run_instances())
+
+
+def test_stopped_while_it_begins_anew_it_has_no_roles(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.start()
+    node = chain.node
+    is_beginning, may_go_on = threading.Event(), threading.Event()
+    connect = node._connect
+
+    def connect_late(config: Config) -> Any:
+        made = connect(config)
+        is_beginning.set()
+        assert may_go_on.wait(10)
+        return made
+
+    monkeypatch.setattr(node, "_connect", connect_late)
+    follower = threading.Thread(target=node.follow, args=[with_scheduler(chain.config, "chance")])
+    follower.start()
+    assert is_beginning.wait(10)
+    stopper = threading.Thread(target=node.stop, args=[20.0])
+    stopper.start()
+    wait_until(lambda: node._is_stopped, "it shall stop")
+    may_go_on.set()
+    for thread in (follower, stopper):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert node.roles == {}

@@ -361,6 +361,17 @@ def test_changed_token_is_refused(data: st.DataObject) -> None:
     assert Tokens(KEY).remaining_s(changed, "subnet-1", "i-1", now=NOW) == 0
 
 
+def test_a_token_is_written_in_one_way() -> None:
+    """What decodes to the same is another token: alphabets of base64 differ in two characters."""
+    tokens = Tokens(KEY)
+    for number in range(40):
+        token = tokens.issue("subnet-1", f"i-{number}", now=NOW, ttl_s=60)
+        for other in (token.replace("-", "+"), token.replace("_", "/"), f"{token}="):
+            is_same = other == token
+            left_s = tokens.remaining_s(other, "subnet-1", f"i-{number}", now=NOW)
+            assert left_s == (60 if is_same else 0)
+
+
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_no_target_or_token_breaks_it(target: str, token: str) -> None:
     response = ask(target, x_aws_ec2_metadata_token=token)

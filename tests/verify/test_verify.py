@@ -35,7 +35,7 @@ from appliance.store.schema import (
     quotas,
     timeline,
 )
-from appliance.verify import codes
+from appliance.verify import codes, node_facts
 from appliance.verify.facts import open_store, read_store
 from tests.chain.conftest import make_chain, quiet_deaths  # noqa: F401
 from tests.chain.harness import PATIENCE, Chain
@@ -397,6 +397,17 @@ def test_secrets_in_the_timeline(chain: Chain) -> None:
     found = [one for one in verify.check(chain.config) if one.code == "I9.SECRET_SEEN"]
     assert found
     assert all("4711" not in one.message + one.subject for one in found)
+
+
+def test_an_instance_may_go_while_it_is_looked_at(
+    make_chain: Callable[..., Chain],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chain = make_chain()
+    gone = chain.config.state_dir / "instances" / "i-gone"
+    monkeypatch.setattr(node_facts, "_directories", lambda folder: [gone])
+    found = verify.check(chain.config, patience=PATIENCE)
+    assert {one.code for one in verify.errors(found)} == {"I5.FILES_ORPHAN"}
 
 
 def test_a_node_that_works_is_not_accused(make_chain: Callable[..., Chain]) -> None:  # noqa: F811
