@@ -77,7 +77,7 @@ def _works(connection: pika.BlockingConnection) -> bool:
 @pytest.mark.parametrize(
     "rounds",
     [
-        pytest.param(2, marks=pytest.mark.faults("races: login removed", quick=True)),
+        pytest.param(2, marks=pytest.mark.faults("races: login removed")),
         pytest.param(30, marks=pytest.mark.faults("races: login removed")),
     ],
 )
@@ -115,7 +115,7 @@ def assert_gone(cluster: FakeCluster, node_id: str) -> None:
 @pytest.mark.parametrize(
     "after_s",
     [
-        pytest.param(0.3, marks=pytest.mark.faults("races: role of a removed node", quick=True)),
+        pytest.param(0.3, marks=pytest.mark.faults("races: role of a removed node")),
         *(
             pytest.param(one, marks=pytest.mark.faults("races: role of a removed node"))
             for one in (0.0, 0.6, 0.9, 1.2, 1.6, 2.2)
